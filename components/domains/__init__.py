@@ -1,0 +1,15 @@
+"""Domains: where items come from, and how stored items become a network's input. One file a problem family, loaded by name."""
+
+import importlib
+from types import ModuleType
+
+from components.contracts import InputError
+
+DOMAINS = {"glyphs": "components.domains.glyphs"}
+
+
+def load_domain(name: str) -> ModuleType:
+    """Return the domain's module: `build(options, mirror) -> Source` and `INPUTS`, the module that prepares its inputs."""
+    if name not in DOMAINS:
+        raise InputError(f"domain must be one of {', '.join(sorted(DOMAINS))}, got {name!r}. Choose one of them.")
+    return importlib.import_module(DOMAINS[name])

@@ -1,0 +1,111 @@
+"""The pool: every item of a domain in a few packed files, classes with their group and split, and the options that made it.
+
+    data/<domain>/inputs.npy       [N, ...] items, those of one class side by side
+    data/<domain>/items.parquet    item -> class index, note (the style of a glyph)
+    data/<domain>/classes.parquet  class -> name, group, split, first item, count
+    data/<domain>/pool.json        domain, kind of input, digest of the options that made it
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.contracts import InputError, SplitsSection
+
+
+@dataclass(frozen=True)
+class PoolClass:
+    """One class before it is stored: `name` is unique, `group` is the script or alphabet it belongs to."""
+
+    name: str
+    group: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a domain builds: `inputs` [N, ...] in class order, one note an item."""
+
+    classes: list[PoolClass]
+    inputs: np.ndarray
+    item_notes: list[str]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool on disk, opened without copying: `inputs` is a read-only memory map."""
+
+    path: Path
+    domain: str
+    source_digest: str
+    inputs: np.ndarray
+    classes: pa.Table
+
+    @cached_property
+    def groups(self) -> list[str]:
+        return self.classes["group"].to_pylist()
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        return self.classes["first"].to_numpy()
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        return self.classes["count"].to_numpy()
+
+    def split(self, name: str) -> np.ndarray:
+        """Return the class indices of a split (int64, ascending)."""
+        return np.flatnonzero(np.array(self.classes["split"].to_pylist()) == name)
+
+    def items(self, classes: np.ndarray) -> np.ndarray:
+        """Return the item indices of the given classes, class by class."""
+        return np.concatenate([np.arange(self.first[c], self.first[c] + self.counts[c]) for c in classes])
+
+
+def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest: str, folder: Path) -> None:
+    """Write a pool into an empty folder. Raises InputError where a split names a group that the source lacks."""
+    groups = {c.group for c in source.classes}
+    for split in ("val", "gate", "test"):
+        missing = sorted(set(getattr(splits, split)) - groups)
+        if missing:
+            raise InputError(f"domain.splits.{split} names {', '.join(missing)}, but the source has {', '.join(sorted(groups))}. Use those names.")
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = np.array([c.count for c in source.classes], dtype=np.int64)
+    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    classes = pa.table(
+        {
+            "name": [c.name for c in source.classes],
+            "group": [c.group for c in source.classes],
+            "split": [splits.split_of(c.group) for c in source.classes],
+            "first": first,
+            "count": counts,
+        }
+    )
+    items = pa.table({"class": pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)), "note": pa.array(source.item_notes).dictionary_encode()})
+    np.save(folder / "inputs.npy", source.inputs)
+    pq.write_table(classes, folder / "classes.parquet")
+    pq.write_table(items, folder / "items.parquet")
+    about = {"domain": domain, "source": source_digest, "items": int(counts.sum()), "classes": len(counts)}
+    (folder / "pool.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def open_pool(path: str | Path) -> Pool:
+    """Open a pool. Raises InputError naming the file that is missing or unreadable."""
+    folder = Path(path)
+    try:
+        about = json.loads((folder / "pool.json").read_text())
+        inputs = np.load(folder / "inputs.npy", mmap_mode="r")
+        classes = pq.read_table(folder / "classes.parquet")
+    except (OSError, ValueError, pa.ArrowInvalid) as error:
+        raise InputError(f"The pool in {folder} must be complete and readable, got: {error}. Delete the folder; the next run restores it.") from error
+    return Pool(folder, about["domain"], about["source"], inputs, classes)
+
+
+def describe(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

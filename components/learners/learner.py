@@ -1,0 +1,82 @@
+"""The one type of the house: a learner maps support sets to predictors, T tasks at once.
+
+`encode` is the part that no task changes, so a caller who meets the same items in many tasks may encode each once and work on features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.tasks import Examples, TaskBatch
+
+Adapted = dict[str, Tensor]  # what adaptation made, every tensor with leading dimension T
+
+
+class Learner(nn.Module):
+    """A mapping from support sets to predictors; stateless under `adapt`.
+
+    Subclasses implement `adapt_features` and `predict_features`, and `encode` where part of the network is shared by all tasks.
+    `theta_meta` names the parameters that tune how the base learns; all others are theta. `theta_fixed` says whether adaptation
+    leaves theta as it is.
+    """
+
+    theta_meta: tuple[str, ...] = ()
+    theta_fixed: bool = True
+    temperature: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("temperature", torch.ones(()))  # set on validation tasks (Guo et al. 2017, arXiv:1706.04599, sec. 4.2)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Map inputs [N, ...] to features [N, ...]; the identity unless a learner shares an encoder between tasks."""
+        return x
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        """Adapt to support features: support.x [T, S, ...], support.y [T, S]."""
+        raise NotImplementedError
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        """Return logits [T, Q, way] for query features [T, Q, ...]."""
+        raise NotImplementedError
+
+    def adapt(self, support: Examples) -> Adapted:
+        """Adapt to T support sets of inputs: support.x [T, S, ...], support.y [T, S] with labels 0..way-1."""
+        return self.adapt_features(Examples(self._encode_tasks(support.x), support.y, support.way))
+
+    def predict(self, adapted: Adapted, query_x: Tensor) -> Tensor:
+        """Return calibrated logits [T, Q, way] for query inputs [T, Q, ...]."""
+        return self.predict_features(adapted, self._encode_tasks(query_x)) / self.temperature
+
+    def forward(self, batch: TaskBatch) -> Tensor:
+        """Return uncalibrated logits [T, Q, way]; support and query are encoded in one pass."""
+        tasks, shots = batch.support.x.shape[:2]
+        features = self._encode_tasks(torch.cat([batch.support.x, batch.query.x], 1))
+        support = Examples(features[:, :shots], batch.support.y, batch.support.way)
+        return self.predict_features(self.adapt_features(support), features[:, shots:])
+
+    def meta_loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean query cross-entropy of the adapted tasks and the metrics to log."""
+        return loss_and_metrics(self(batch), batch.query.y)
+
+    def parameter_roles(self) -> dict[str, list[str]]:
+        """Return the names of the parameters that are theta and of those that are theta_meta."""
+        names = [name for name, _ in self.named_parameters()]
+        meta = [n for n in names if n.startswith(self.theta_meta)] if self.theta_meta else []
+        return {"theta": [n for n in names if n not in meta], "theta_meta": meta}
+
+    def _encode_tasks(self, x: Tensor) -> Tensor:
+        return self.encode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+def loss_and_metrics(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return cross-entropy over all queries and the accuracy. logits [T, Q, way], labels [T, Q]."""
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    accuracy = (logits.argmax(-1) == labels).float().mean()
+    return loss, {"loss": loss.detach(), "accuracy": accuracy}
+
+
+def class_means(x: Tensor, y: Tensor, way: int) -> Tensor:
+    """Return each class's mean feature [T, way, D], whatever the number of shots a class. x [T, S, D], y [T, S]."""
+    belongs = F.one_hot(y, way).to(x.dtype).transpose(1, 2)
+    return belongs @ x / belongs.sum(2, keepdim=True)

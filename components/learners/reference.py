@@ -1,0 +1,93 @@
+"""What a learner is measured against: no learning, no pre-training, no adaptation."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from components.draws import seed_of
+from components.learners.learner import Adapted, Learner
+from components.tasks import Examples
+
+
+class Pixels(Learner):
+    """Nearest neighbour in pixel space: no learning. Logits are minus the squared distance to each class's nearest support item."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        return {"x": support.x, "y": F.one_hot(support.y, support.way).bool()}
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        distance = torch.cdist(x, adapted["x"]).square()  # [T, Q, S]
+        apart = torch.where(adapted["y"].unsqueeze(1), distance.unsqueeze(-1), torch.inf)
+        return -apart.amin(2)
+
+
+class Unadapted(Learner):
+    """theta* before adaptation: its features under a random head, the same for every task. Chance is what to expect."""
+
+    def __init__(self, encoder: Learner, dim: int, seed: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        generator = torch.Generator().manual_seed(seed_of("untrained head", seed))
+        self.register_buffer("head", torch.randn(1000, dim, generator=generator))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.encoder.encode(x)
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        head: Tensor = self.head  # type: ignore[assignment]
+        return {"head": head[: support.way].expand(support.x.shape[0], -1, -1)}
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        return x.flatten(2) @ adapted["head"].transpose(1, 2)
+
+
+class Scratch(Learner):
+    """The same network from its initialisation, trained on one task's support alone: Adam, full batches, `steps` steps.
+
+    Normalisation statistics are those of the support, measured once at the start: the query set is not used.
+    """
+
+    theta_fixed = False
+
+    def __init__(self, backbone: nn.Module, dim: int, steps: int, lr: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dim, self.steps, self.lr = dim, steps, lr
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        tasks = [self._train(x, y, support.way) for x, y in zip(support.x, support.y, strict=True)]
+        return {name: torch.stack([task[name] for task in tasks]) for name in tasks[0]}
+
+    def _train(self, x: Tensor, y: Tensor, way: int) -> Adapted:
+        net = copy.deepcopy(self.backbone)
+        for module in net.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        head = nn.Linear(self.dim, way)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        with torch.no_grad():
+            net.train()(x)  # one pass with momentum 1 leaves the support's own statistics
+        net.eval()
+        optimizer = torch.optim.Adam([*net.parameters(), *head.parameters()], self.lr)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                optimizer.zero_grad()
+                F.cross_entropy(head(net(x)), y).backward()
+                optimizer.step()
+        state = {f"net.{k}": v for k, v in net.state_dict().items() if v.is_floating_point()}
+        return {k: v.detach() for k, v in (state | {"head": head.weight, "head_bias": head.bias}).items()}
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        logits = []
+        self.backbone.eval()
+        for t, inputs in enumerate(x):
+            weights = {k.removeprefix("net."): v[t] for k, v in adapted.items() if k.startswith("net.")}
+            logits.append(functional_call(self.backbone, weights, (inputs,)) @ adapted["head"][t].T + adapted["head_bias"][t])
+        return torch.stack(logits)

@@ -1,0 +1,117 @@
+"""Compose conf/ into the typed sections of components/contracts.py. The only place that knows Hydra and OmegaConf."""
+
+import dataclasses
+import os
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from components.contracts import Config, InputError, require
+from components.domains.options import OPTIONS as DOMAIN_OPTIONS
+from components.learners.options import OPTIONS as LEARNER_OPTIONS
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+VERBATIM = ("mirror", "data.pin")  # their values are paths, which may contain = and ,
+_lock = threading.Lock()  # Hydra composes through a global
+
+
+def groups() -> dict[str, list[str]]:
+    """Return each config group and its choices."""
+    return {g.name: sorted(p.stem for p in g.glob("*.yaml")) for g in sorted(CONF.iterdir()) if g.is_dir()}
+
+
+def load(overrides: Sequence[str] = ()) -> Config:
+    """Compose and validate. Raises InputError with one line for anything that is not a listed group, choice, key or value."""
+    return _typed(compose_plain(overrides))
+
+
+def compose_plain(overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Compose the overrides into plain nested dicts."""
+    paths: dict[str, str] = {}
+    passed = []
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        _check_override(override, key, sign, value)
+        if key in VERBATIM:
+            paths[key] = value
+        else:
+            passed.append(override)
+    with _lock:
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                composed = compose("config", overrides=passed)
+                for key, value in paths.items():
+                    OmegaConf.update(composed, key, None if value in ("", "null") else value)
+                plain: Any = OmegaConf.to_container(composed, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(_one_line(error)) from error
+        finally:
+            GlobalHydra.instance().clear()
+    plain["mirror"] = plain["mirror"] or os.environ.get("FEWLOOP_MIRROR")
+    return dict(plain)
+
+
+def _check_override(override: str, key: str, sign: str, value: str) -> None:
+    require(bool(sign), f"An override is key=value or group=choice, got {override!r}. See python -m flows.retrain --help.")
+    require(not re.match(r"[+~]", key), f"Only keys that exist can be changed, got {override!r}. Leave out the leading +, ++ or ~.")
+    choices = groups()
+    if key in choices:
+        require(value in choices[key], f"{key} must be one of {', '.join(choices[key])}, got {value!r}. Choose exactly one of them.")
+
+
+def _typed(plain: dict[str, Any]) -> Config:
+    """Turn plain values into the sections, types and ranges checked."""
+    for where, table in ((("domain", "source"), DOMAIN_OPTIONS), (("learner", "options"), LEARNER_OPTIONS), (("student", "learner", "options"), LEARNER_OPTIONS)):
+        parent = plain
+        for name in where[:-1]:
+            parent = parent[name]
+        kind = table.get(parent["name"])
+        require(kind is not None, f"{'.'.join(where[:-1])}.name must be one of {', '.join(sorted(table))}, got {parent['name']!r}. Choose one of them.")
+        assert kind is not None
+        options = _to_section(kind, parent[where[-1]], ".".join(where))
+        parent[where[-1]] = dataclasses.asdict(options)
+    return _to_section(Config, plain, "")
+
+
+def _to_section(kind: type, plain: dict[str, Any], where: str) -> Any:
+    """Check types, choices and ranges. Pydantic does it because OmegaConf's own schemas know no Literal."""
+    try:
+        return TypeAdapter(kind).validate_python(plain)
+    except ValidationError as errors:
+        first = errors.errors()[0]
+        reason = first.get("ctx", {}).get("error")
+        if isinstance(reason, InputError):
+            raise reason from errors
+        key = ".".join([where, *map(str, first["loc"])]).strip(".")
+        raise InputError(f"{key}: {first['msg']}, got {first['input']!r}. See the values with --cfg job.") from errors
+
+
+def _one_line(error: Exception) -> str:
+    """Say in one line what Hydra or OmegaConf says in several."""
+    cause = error.__cause__ or error
+    text = " ".join(line.strip() for line in str(cause).splitlines() if line.strip() and not re.match(r"\s*(object_type|reference_type|full_key)", line))
+    if "full_key" not in str(cause) and error.__cause__ is not None:
+        text = f"{' '.join(str(error).splitlines()[:1])} {text}"
+    return f"{text}. See the groups with python -m flows.retrain --help, the keys with --cfg job."
+
+
+def options_help() -> str:
+    """Return the groups with their choices and the default values, for --help."""
+    lines = ["groups (choose one of each):"]
+    lines += [f"  {name}={'|'.join(choices)}" for name, choices in groups().items()]
+    return "\n".join(lines)
+
+
+def to_yaml(overrides: Sequence[str]) -> str:
+    """Return the composed, validated config as YAML."""
+    return str(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(load(overrides)))))
