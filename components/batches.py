@@ -1,7 +1,5 @@
 """Training batches: step k's global batch is a pure function of (seed, k), cut so that any number of processes makes the same one."""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +10,7 @@ from components.domains import images
 from components.domains.pool import Pool
 from components.draws import below, bits, key_of, seed_of
 from components.tasks import Examples, TaskBatch
-from components.tasksets import TaskTable, batch, read_table
+from components.tasksets import TaskTable
 
 SHARD = 32  # items of the base batch that share one generator, and go to one process together
 
@@ -90,20 +88,3 @@ class Epochs(IterableDataset):  # type: ignore[type-arg]
     def __iter__(self):  # type: ignore[no-untyped-def]
         for step in range(self.epoch * self.epoch_steps, (self.epoch + 1) * self.epoch_steps):
             yield self.batches(step, self.rank, self.world)
-
-
-class Validation:
-    """Validation tasks over items that are encoded once a pass: many tasks share them."""
-
-    def __init__(self, pool: Pool, tasksets: str | Path, name: str = "val") -> None:
-        self.table = read_table(tasksets, name)
-        used = np.unique(np.concatenate([self.table.support.ravel(), self.table.query.ravel()]))
-        self.items = images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[used])))
-        place = np.zeros(len(pool.inputs), dtype=np.int32)
-        place[used] = np.arange(len(used), dtype=np.int32)
-        self.compact = TaskTable(self.table.classes, place[self.table.support], place[self.table.query], self.table.group)
-
-    def task_batches(self, items: Tensor, size: int = 50) -> list[TaskBatch]:
-        """Return the tasks in batches of `size`, reading from items [N, ...] in this object's order (raw or encoded)."""
-        rows = np.arange(len(self.compact))
-        return [batch(self.compact, rows[i : i + size], items) for i in range(0, len(rows), size)]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -13,6 +14,9 @@ class Examples:
     y: Tensor
     way: int
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Examples":
+        return Examples(self.x.to(device, non_blocking=non_blocking), self.y.to(device, non_blocking=non_blocking), self.way)
+
 
 @dataclass(frozen=True)
 class TaskBatch:
@@ -20,3 +24,6 @@ class TaskBatch:
 
     support: Examples
     query: Examples
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "TaskBatch":
+        return TaskBatch(self.support.to(device, non_blocking), self.query.to(device, non_blocking))

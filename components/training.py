@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from components.batches import Epochs, ItemBatches, TaskBatches, Validation
+from components.batches import Epochs, ItemBatches, TaskBatches
 from components.contracts import FitJob, FitSection, InputError, to_plain
 from components.distillation import distillation_loss
-from components.domains import images
 from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
 from components.learners import store
 from components.learners.fused import FusedLearner
-from components.learners.learner import Learner, loss_and_metrics
+from components.learners.learner import Learner
 from components.learners.metric import CosineBase
 from components.tasksets import read_table
+from components.validation import Validation, calibrate, validate
 
 Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 Sink = Callable[[int, dict[str, float]], None]  # one call an epoch: (step, metrics)
@@ -118,53 +118,6 @@ class EveryEpoch(Checkpoint):
             seconds = time.monotonic() - self.started
             shown = "  ".join(f"{name} {value:.3f}" for name, value in entry.items())
             print(f"{mark}{self.label}  epoch {int(done)}/{total}  {shown}  {seconds:.0f} s", file=sys.stderr, flush=True)
-
-
-@torch.no_grad()
-def encode_items(learner: Learner, items: Tensor, size: int = 1000) -> Tensor:
-    """Encode items [N, ...] in batches; the learner's mode is the caller's."""
-    return torch.cat([learner.encode(part) for part in items.split(size)])
-
-
-@torch.no_grad()
-def validate(learner: Learner, validation: Validation, device: torch.device | None = None) -> dict[str, float]:
-    """Return mean loss and accuracy on the validation tasks, with calibrated logits."""
-    learner.eval()
-    features = encode_items(learner, validation.items.to(device or torch.device("cpu")))
-    total = {"loss": 0.0, "accuracy": 0.0}
-    for task in validation.task_batches(features):
-        adapted = learner.adapt_features(task.support)
-        logits = learner.predict_features(adapted, task.query.x) / learner.temperature
-        _, metrics = loss_and_metrics(logits, task.query.y.to(logits.device))
-        for name, value in metrics.items():
-            total[name] += value.item() * len(task.query.y)
-    return {name: value / len(validation.table) for name, value in total.items()}
-
-
-@torch.no_grad()
-def calibrate(learner: Learner, validation: Validation) -> float:
-    """Set the learner's temperature to the one with the least validation loss, by golden-section search over its logarithm.
-
-    Guo et al. 2017, arXiv:1706.04599, sec. 4.2. The order of classes, hence accuracy, does not change.
-    """
-    learner.eval()
-    learner.temperature.fill_(1.0)
-    features = encode_items(learner, validation.items)
-    logits, labels = [], []
-    for task in validation.task_batches(features):
-        logits.append(learner.predict_features(learner.adapt_features(task.support), task.query.x).flatten(0, 1))
-        labels.append(task.query.y.flatten())
-    scores, truth = torch.cat(logits), torch.cat(labels)
-
-    def loss(log_t: float) -> float:
-        return F.cross_entropy(scores / float(torch.tensor(log_t).exp()), truth).item()
-
-    low, high, ratio = -4.0, 6.0, (5**0.5 - 1) / 2
-    for _ in range(30):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
-    learner.temperature.fill_(float(torch.tensor((low + high) / 2).exp()))
-    return float(learner.temperature)
 
 
 def use_fast_allocator() -> None:

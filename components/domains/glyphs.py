@@ -147,7 +147,7 @@ def candidates(options: GlyphsOptions) -> Iterator[tuple[str, int]]:
                     yield script, code
 
 
-def build(options: GlyphsOptions) -> Source:
+def build(options: GlyphsOptions, mirror: str | None = None) -> Source:
     """Draw the whole pool: every class with `items_per_class` items, its styles taken in turn.
 
     A class needs `min_styles` fonts that draw it to something other than the font's missing-glyph box; a class that is pixel-identical

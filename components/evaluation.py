@@ -1,0 +1,136 @@
+"""Evaluation: every learner on the same fixed tasks; means with intervals, paired differences, calibration, times."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from components.domains.pool import Pool
+from components.learners.learner import Learner
+from components.tasksets import batch
+from components.validation import Validation, encode_items
+
+BINS = 15  # of the reliability diagram
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One learner on one table: accuracy of each task [N], group of each task [N], and the counts of the reliability diagram."""
+
+    accuracy: np.ndarray
+    group: np.ndarray
+    bins: np.ndarray  # [BINS, 3]: queries, sum of confidences, sum of hits
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+        count, confidence, hits = self.bins.T
+        return float(np.abs(confidence - hits).sum() / count.sum())
+
+
+@torch.no_grad()
+def score(learner: Learner, validation: Validation, tasks: int | None = None, size: int = 20) -> Scores:
+    """Adapt to and predict every task of a table (the first `tasks` of it)."""
+    learner.eval()
+    features = encode_items(learner, validation.items)
+    table = validation.compact if tasks is None else validation.compact.head(tasks)
+    accuracy, bins = [], np.zeros((BINS, 3))
+    for start in range(0, len(table), size):
+        task = batch(table, np.arange(start, min(start + size, len(table))), features)
+        logits = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
+        confidence, choice = logits.softmax(-1).max(-1)
+        hit = (choice == task.query.y).double()
+        accuracy.append(hit.mean(1).numpy())
+        slot = (confidence.double() * BINS).long().clamp(0, BINS - 1).flatten().numpy()
+        for column, weight in enumerate((None, confidence.double().flatten().numpy(), hit.flatten().numpy())):
+            bins[:, column] += np.bincount(slot, weights=weight, minlength=BINS)
+    return Scores(np.concatenate(accuracy), table.group, bins)
+
+
+def interval(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the mean over tasks and the half-width of its 95 % interval.
+
+    Two-stage bootstrap: groups are resampled, then tasks within each, because tasks from seven scripts are not a thousand independent
+    facts (Davison and Hinkley 1997, sec. 3.8, strategy 2). With one group, or none (-1), only tasks are resampled.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    members = [values[groups == g] for g in np.unique(groups)]
+    sums, counts = np.zeros(resamples), np.zeros(resamples)
+    chosen = generator.integers(len(members), size=(resamples, len(members)))
+    for index, own in enumerate(members):
+        times = (chosen == index).sum(1)
+        for repeat in range(1, int(times.max()) + 1):
+            rows = np.flatnonzero(times >= repeat)
+            draws = own[generator.integers(len(own), size=(len(rows), len(own)))]
+            sums[rows] += draws.sum(1)
+            counts[rows] += len(own)
+    low, high = np.percentile(sums / counts, [2.5, 97.5])
+    return float(values.mean()), float(high - low) / 2
+
+
+def difference(a: Scores, b: Scores, resamples: int, seed: int) -> tuple[float, float]:
+    """Return mean and interval of a - b, paired on the tasks that both have."""
+    n = min(len(a.accuracy), len(b.accuracy))
+    return interval(a.accuracy[:n] - b.accuracy[:n], a.group[:n], resamples, seed)
+
+
+def times(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str, float]:
+    """Return median seconds to adapt to one task and to predict its queries, from raw inputs, one task at a time."""
+    adapt, predict = [], []
+    with torch.no_grad():
+        for row in range(min(tasks, len(validation.compact))):
+            task = batch(validation.compact, np.array([row]), validation.items)
+            begin = time.perf_counter()
+            adapted = learner.adapt(task.support)
+            middle = time.perf_counter()
+            learner.predict(adapted, task.query.x)
+            predict.append(time.perf_counter() - middle)
+            adapt.append(middle - begin)
+    return {"adapt/seconds": statistics.median(adapt), "predict/seconds": statistics.median(predict)}
+
+
+def evaluate(
+    learners: Mapping[str, Learner], limits: Mapping[str, int], pairs: list[tuple[str, str]], settings: list[str], split: str,
+    pool: Pool, tasksets: str, resamples: int, seed: int, out: Path,
+) -> dict[str, float]:
+    """Score every learner in every setting of a split, write `scores-<split>.parquet`, and return the metrics by their full names.
+
+    `limits` cuts the number of tasks of slow roles; `pairs` are the differences to report. Every role sees the same tasks.
+    """
+    metrics: dict[str, float] = {}
+    columns: dict[str, list[object]] = {name: [] for name in ("setting", "role", "task", "group", "accuracy")}
+    for setting in settings:
+        validation = Validation(pool, tasksets, f"{split}-{setting}")
+        found = {role: score(learner, validation, limits.get(role)) for role, learner in learners.items()}
+        for role, scores in found.items():
+            mean, half = interval(scores.accuracy, scores.group, resamples, seed)
+            where = f"{split}/{setting}/{role}"
+            metrics |= {f"{where}/accuracy": mean, f"{where}/accuracy_ci95": half, f"{where}/ece": scores.ece, f"{where}/tasks": len(scores.accuracy)}
+            if setting == settings[0] and split == "test":
+                metrics |= {f"{role}/{name}": value for name, value in times(learners[role], validation).items()}
+            columns["setting"] += [setting] * len(scores.accuracy)
+            columns["role"] += [role] * len(scores.accuracy)
+            columns["task"] += range(len(scores.accuracy))
+            columns["group"] += scores.group.tolist()
+            columns["accuracy"] += scores.accuracy.tolist()
+        for a, b in pairs:
+            if a in found and b in found:
+                mean, half = difference(found[a], found[b], resamples, seed)
+                metrics |= {f"{split}/{setting}/{a}-minus-{b}/accuracy": mean, f"{split}/{setting}/{a}-minus-{b}/accuracy_ci95": half}
+        metrics[f"{split}/{setting}/chance/accuracy"] = 1 / validation.table.way
+    out.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), out / f"scores-{split}.parquet")
+    return metrics
+
+
+def learner_size(learner: Learner) -> float:
+    """Return the number of parameters that prediction uses (a base model's classifier over training classes is left out)."""
+    return float(sum(p.numel() for name, p in learner.named_parameters() if name != "classes"))
+
+

@@ -1,0 +1,78 @@
+"""Validation tasks: scores while training, and what is chosen by them (temperature, fusion weights). Never test tasks."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from components.domains import images
+from components.domains.pool import Pool
+from components.learners.learner import Learner, loss_and_metrics
+from components.tasks import TaskBatch
+from components.tasksets import TaskTable, batch, read_table
+
+
+class Validation:
+    """A table of tasks over items that are encoded once a pass: many tasks share them."""
+
+    def __init__(self, pool: Pool, tasksets: str | Path, name: str = "val") -> None:
+        self.table = read_table(tasksets, name)
+        used = np.unique(np.concatenate([self.table.support.ravel(), self.table.query.ravel()]))
+        self.items = images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[used])))
+        place = np.zeros(len(pool.inputs), dtype=np.int32)
+        place[used] = np.arange(len(used), dtype=np.int32)
+        self.compact = TaskTable(self.table.classes, place[self.table.support], place[self.table.query], self.table.group)
+
+    def task_batches(self, items: Tensor, size: int = 50) -> list[TaskBatch]:
+        """Return the tasks in batches of `size`, reading from items [N, ...] in this object's order (raw or encoded)."""
+        rows = np.arange(len(self.compact))
+        return [batch(self.compact, rows[i : i + size], items) for i in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def encode_items(learner: Learner, items: Tensor, size: int = 1000) -> Tensor:
+    """Encode items [N, ...] in batches; the learner's mode is the caller's."""
+    return torch.cat([learner.encode(part) for part in items.split(size)])
+
+
+@torch.no_grad()
+def validate(learner: Learner, validation: Validation, device: torch.device | None = None) -> dict[str, float]:
+    """Return mean loss and accuracy on the validation tasks, with calibrated logits."""
+    learner.eval()
+    features = encode_items(learner, validation.items.to(device or torch.device("cpu")))
+    total = {"loss": 0.0, "accuracy": 0.0}
+    for task in validation.task_batches(features):
+        adapted = learner.adapt_features(task.support)
+        logits = learner.predict_features(adapted, task.query.x) / learner.temperature
+        _, metrics = loss_and_metrics(logits, task.query.y.to(logits.device))
+        for name, value in metrics.items():
+            total[name] += value.item() * len(task.query.y)
+    return {name: value / len(validation.table) for name, value in total.items()}
+
+
+@torch.no_grad()
+def calibrate(learner: Learner, validation: Validation) -> float:
+    """Set the learner's temperature to the one with the least validation loss, by golden-section search over its logarithm.
+
+    Guo et al. 2017, arXiv:1706.04599, sec. 4.2. The order of classes, hence accuracy, does not change.
+    """
+    learner.eval()
+    learner.temperature.fill_(1.0)
+    features = encode_items(learner, validation.items)
+    logits, labels = [], []
+    for task in validation.task_batches(features):
+        logits.append(learner.predict_features(learner.adapt_features(task.support), task.query.x).flatten(0, 1))
+        labels.append(task.query.y.flatten())
+    scores, truth = torch.cat(logits), torch.cat(labels)
+
+    def loss(log_t: float) -> float:
+        return F.cross_entropy(scores / float(torch.tensor(log_t).exp()), truth).item()
+
+    low, high, ratio = -4.0, 6.0, (5**0.5 - 1) / 2
+    for _ in range(30):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
+    learner.temperature.fill_(float(torch.tensor((low + high) / 2).exp()))
+    return float(learner.temperature)

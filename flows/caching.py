@@ -1,0 +1,168 @@
+"""Stage outputs on disk, named by fingerprint: complete or absent, written by one process at a time, trusted only when intact."""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from components.contracts import InputError, StageRef, fingerprint, flatten, from_plain, to_plain
+from flows import paths
+
+MANIFEST = "stage.json"
+
+
+@dataclass(frozen=True)
+class Key:
+    """All that decides a stage's output: its config, what it is made from, and the component files that make it."""
+
+    name: str
+    stage: str
+    section: dict[str, Any]
+    upstream: dict[str, str]
+    code: str
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint([self.stage, self.section, self.upstream, self.code])
+
+    @property
+    def folder(self) -> Path:
+        return paths.stages() / self.stage / self.fingerprint[:16]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a stage writes: `partial` becomes the output, `state` outlives a crash and is dropped at the end."""
+
+    partial: Path
+    state: Path
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """Return sha256 over the files of `components.*` that the given modules import at module level, themselves included.
+
+    Modules that are loaded by name (learner families) are not followed: a stage names the ones that it uses.
+    """
+    seen: dict[str, bytes] = {}
+    todo = list(modules)
+    while todo:
+        module = todo.pop()
+        if module in seen:
+            continue
+        path = paths.CODE.joinpath(*module.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        seen[module] = file.read_bytes()
+        for node in ast.parse(seen[module]).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in (n for n in names if n.startswith("components")):
+                todo.append(name)
+                if isinstance(node, ast.ImportFrom):
+                    children = (f"{name}.{alias.name}" for alias in node.names)
+                    todo += [c for c in children if paths.CODE.joinpath(*c.split(".")).with_suffix(".py").exists()]
+    digest = hashlib.sha256()
+    for module in sorted(seen):
+        digest.update(module.encode() + b"\0" + seen[module] + b"\0")
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lookup(key: Key) -> StageRef | None:
+    """Return the finished output of `key`, marked cached; None where it is absent or not what was written."""
+    try:
+        manifest = json.loads((key.folder / MANIFEST).read_text())
+        if all(file_digest(key.folder / name) == digest for name, digest in manifest["files"].items()):
+            return dataclasses.replace(from_plain(StageRef, manifest["ref"]), path=str(key.folder), cached=True)
+    except (OSError, ValueError, KeyError):
+        pass
+    return None
+
+
+@contextmanager
+def writing(key: Key) -> Iterator[Slot]:
+    """Give the one writer of `key` its slot. Raises InputError naming the owner when another process holds it.
+
+    An output that is there but damaged is set aside first. Training state of an earlier, stopped run is left in place to resume from.
+    """
+    folder = key.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    owner = folder.with_suffix(".owner")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = owner.read_text() if owner.exists() else "another process"
+        raise InputError(f"Stage {key.name} ({key.fingerprint[:8]}) needs to be its only writer, but {who} is writing it. Wait for it, or stop it.") from error
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield Slot(partial, folder.with_suffix(".state"))
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def commit(key: Key, slot: Slot, run_id: str, seconds: float, metrics: dict[str, float]) -> StageRef:
+    """Write the manifest, make everything durable, rename the folder to its final name, drop the training state."""
+    files = {str(p.relative_to(slot.partial)): file_digest(p) for p in sorted(slot.partial.rglob("*")) if p.is_file()}
+    ref = StageRef(key.name, key.stage, str(key.folder), key.fingerprint, fingerprint(files), run_id, round(seconds, 3), False, metrics)
+    manifest = {"ref": to_plain(ref), "key": to_plain(key), "files": files, "finished": time.time()}
+    path = slot.partial / MANIFEST
+    with path.open("w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(slot.partial, key.folder)
+    shutil.rmtree(slot.state, ignore_errors=True)
+    return ref
+
+
+def why(key: Key) -> tuple[str, float | None]:
+    """Say why a stage would run, by the values that differ from its newest output, and how long that took (seconds)."""
+    manifests = []
+    for path in (paths.stages() / key.stage).glob(f"*/{MANIFEST}"):
+        try:
+            manifests.append(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            continue
+    same = [m for m in manifests if m["key"]["name"] == key.name]
+    if not same:
+        return "never run", None
+    newest = max(same, key=lambda m: m["finished"])
+    old, new = newest["key"], to_plain(key)
+    before, after = flatten(old["section"]), flatten(new["section"])
+    changes = [f"{k} {before.get(k)} -> {after.get(k)}" for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+    changes += [f"{name} changed" for name, value in new["upstream"].items() if old["upstream"].get(name) != value]
+    changes += ["code changed"] if old["code"] != new["code"] else []
+    return "; ".join(changes) or "output missing or damaged", float(newest["ref"]["seconds"])
+
+
+def record_key(key: Key, records: Path) -> str:
+    """Return the name under which Prefect keeps the result, forgetting a record whose output is no longer intact."""
+    if lookup(key) is None:
+        (records / key.fingerprint).unlink(missing_ok=True)
+    return key.fingerprint
+
+
+def by_name(keys: Sequence[Key]) -> dict[str, Key]:
+    return {key.name: key for key in keys}

@@ -1,0 +1,249 @@
+"""Versions of the data: `data/` is one DVC output, pinned by `data.dvc`; each domain's own sub-tree has a digest of its own.
+
+The pin file carries the sub-trees' digests in its `meta`, so a clone without a cache can still tell whether a rebuilt domain is the
+pinned one. All DVC work happens in a scratch repository that shares the project's cache and remote: the checkout is never touched
+except for `data/<domain>` and, when the config says so, `data.dvc`.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+
+from components.contracts import DomainSection, InputError, fingerprint, to_plain
+from flows import paths
+
+PIN = "data.dvc"
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What `data/<domain>` is after pinning: its digest, the text of the pin file, how it came, and whether it is a new version."""
+
+    domain: str
+    path: str
+    md5: str
+    data_md5: str
+    pin: str
+    how: str
+    new: bool
+
+
+def tree_md5(folder: Path) -> str | None:
+    """Return DVC's digest of a folder (md5 of its manifest, with `.dir`), or None where the folder is missing."""
+    if not folder.is_dir():
+        return None
+    entries = []
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with file.open("rb") as opened:
+            entries.append({"md5": hashlib.file_digest(opened, "md5").hexdigest(), "relpath": file.relative_to(folder).as_posix()})
+    entries.sort(key=lambda e: e["relpath"])
+    return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+def read_pin(text: str | None) -> tuple[str | None, dict[str, str]]:
+    """Return (digest of all of data/, digest of each domain) from the text of a pin file."""
+    if not text:
+        return None, {}
+    try:
+        pin = yaml.safe_load(text)
+        domains = {name: entry["md5"] for name, entry in (pin.get("meta") or {}).get("domains", {}).items()}
+        return pin["outs"][0]["md5"], domains
+    except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise InputError(f"{PIN} must be a DVC file with outs and meta.domains, got one that cannot be read ({type(error).__name__}). Restore it: git checkout {PIN}") from error
+
+
+def source_digest(domain: DomainSection) -> str:
+    """Return the digest of all options that make the pool: another value is other data."""
+    return fingerprint({"name": domain.name, "source": domain.source, "splits": to_plain(domain.splits)})
+
+
+def find_pin(where: str | None) -> str | None:
+    """Return the text of the pin to restore: the checkout's own, a file's, a git revision's, or a run's."""
+    own = paths.root() / PIN
+    if where is None:
+        return own.read_text() if own.exists() else None
+    if Path(where).is_file():
+        return Path(where).read_text()
+    shown = subprocess.run(["git", "show", f"{where}:{PIN}"], cwd=paths.root(), capture_output=True, text=True)
+    if shown.returncode == 0:
+        return shown.stdout
+    from flows import tracking
+
+    text = tracking.run_artifact(where, PIN)
+    if text is None:
+        raise InputError(f"data.pin must be a run id, a git revision or a {PIN} file, got {where!r}. See the runs' ids with make ui.")
+    return text
+
+
+def current_digest(domain: DomainSection, where: str | None) -> str | None:
+    """Return the digest that pinning would leave in data/<domain>, where that is known without building anything."""
+    _, domains = read_pin(find_pin(where))
+    pinned = domains.get(domain.name)
+    actual = tree_md5(paths.data() / domain.name)
+    if actual is None or (where is None and not _made_by(paths.data() / domain.name, domain)):
+        return pinned if where is not None or actual is None else None
+    return actual if actual == pinned or (where is None and pinned is None) else pinned
+
+
+def pin_data(domain: DomainSection, where: str | None, write: bool, mirror: str | None) -> Pinned:
+    """Leave data/<domain> in the pinned state: already there; else from cache or remote; else built from the source.
+
+    A digest that differs from the pin is a new version: added to the cache, pushed when there is a remote, and said loudly.
+    """
+    paths.runs().mkdir(parents=True, exist_ok=True)
+    with FileLock(paths.runs() / "data.lock"):  # waits
+        return _pin(domain, where, write, mirror)
+
+
+def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | None) -> Pinned:
+    text = find_pin(where)
+    whole, domains = read_pin(text)
+    expected, target = domains.get(domain.name), paths.data() / domain.name
+
+    def usable() -> bool:
+        return where is not None or _made_by(target, domain)
+
+    if expected is not None and tree_md5(target) == expected and usable():
+        return Pinned(domain.name, str(target), expected, str(whole), str(text), "already there", False)
+    if target.exists() and expected is not None and tree_md5(target) != expected:
+        _say(f"data/{domain.name} is not what {PIN} pins (changed or partly deleted): restoring it")
+    if expected is not None and text is not None and _restore(text, domain.name, target) and tree_md5(target) == expected and usable():
+        return Pinned(domain.name, str(target), expected, str(whole), text, "restored by DVC", False)
+    if where is not None and expected is None:
+        raise InputError(f"data.pin={where} must pin domain {domain.name}, but it holds {', '.join(domains) or 'none'}. Choose a version that has it.")
+    if expected is not None and where is not None:
+        raise InputError(f"data.pin={where} pins {domain.name} {expected}, which is neither in the cache nor on a remote. Run dvc pull, or leave out data.pin.")
+    _build(domain, mirror, target)
+    actual = str(tree_md5(target))
+    new_text = _add(text, domains, domain.name, actual)
+    if actual == expected:
+        return Pinned(domain.name, str(target), actual, str(whole), str(text), "built from its source, equal to the pin", False)
+    was = f", pinned was {expected}" if expected else ""
+    _say(f"NEW DATA VERSION: {domain.name} {actual}{was}. " + (f"{PIN} is rewritten: commit it." if write else f"{PIN} in the checkout is left as it was."))
+    if write:
+        _replace(paths.root() / PIN, new_text)
+    return Pinned(domain.name, str(target), actual, str(read_pin(new_text)[0]), new_text, "built from its source, a new version", True)
+
+
+def _made_by(folder: Path, domain: DomainSection) -> bool:
+    """Tell whether the pool in `folder` was made by these options."""
+    try:
+        return bool(json.loads((folder / "pool.json").read_text())["source"] == source_digest(domain))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _build(domain: DomainSection, mirror: str | None, target: Path) -> None:
+    from components.domains import load_domain
+    from components.domains.options import OPTIONS
+    from components.domains.pool import write_pool
+
+    source = load_domain(domain.name).build(OPTIONS[domain.name](**domain.source), mirror)
+    with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".build-") as work:
+        made = Path(work) / domain.name
+        write_pool(source, domain.splits, domain.name, source_digest(domain), made)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _swap(made, target)
+
+
+def _restore(text: str, domain: str, target: Path) -> bool:
+    """Bring data/<domain> back from the cache, else from the remote. Tell whether that worked."""
+    from dvc.exceptions import DvcException
+
+    with _scratch(text) as repo:
+        wanted = str(Path(repo.root_dir) / "data" / domain)
+        for attempt in ("checkout", "pull"):
+            if attempt == "pull" and not repo.config.get("remote"):
+                break
+            try:
+                getattr(repo, attempt)([wanted], force=True)
+            except (DvcException, OSError, ValueError, KeyError):
+                continue
+            if Path(wanted).is_dir():
+                _swap(Path(wanted), target)
+                return True
+    return False
+
+
+def _add(text: str | None, domains: dict[str, str], domain: str, digest: str) -> str:
+    """Add data/<domain> to the cache beside the domains already pinned; return the text of the pin that holds them all."""
+    from dvc.exceptions import DvcException
+
+    others = {name: md5 for name, md5 in domains.items() if name != domain}
+    with _scratch(text if others else None) as repo:
+        folder = Path(repo.root_dir) / "data" / domain
+        shutil.copytree(paths.data() / domain, folder)
+        try:
+            repo.add(str(folder if others else folder.parent))
+        except DvcException as error:
+            raise InputError(f"{PIN} also pins {', '.join(others)}, whose manifest is not in the cache ({error}). Run dvc fetch, or a run of that domain first.") from error
+        if repo.config.get("remote") and repo.config["core"].get("remote"):
+            repo.push()
+        made = yaml.safe_load((Path(repo.root_dir) / PIN).read_text())
+    made["meta"] = {"domains": {name: {"md5": md5} for name, md5 in sorted((others | {domain: digest}).items())}}
+    return str(yaml.safe_dump(made, sort_keys=False))
+
+
+@contextmanager
+def _scratch(text: str | None) -> Iterator[Any]:
+    """Open a throw-away DVC repository with the project's cache and remotes, holding this pin."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    from dvc.repo import Repo
+
+    own = paths.root() / ".dvc"
+    shared: dict[str, Any] = {"cache": {"dir": str(own / "cache")}, "core": {"analytics": False, "autostage": False}}
+    if (own / "config").exists():
+        with Repo(str(paths.root())) as project:
+            shared["remote"] = {name: dict(remote) for name, remote in project.config.get("remote", {}).items()}
+            if project.config["core"].get("remote"):
+                shared["core"]["remote"] = project.config["core"]["remote"]
+            if project.config.get("cache", {}).get("dir"):
+                shared["cache"]["dir"] = project.config["cache"]["dir"]
+    with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".dvc-") as work:
+        with open(os.devnull, "w") as quiet, _stdout(quiet):
+            Repo.init(work, no_scm=True).close()
+        if text is not None:
+            (Path(work) / PIN).write_text(text)
+        with Repo(work, config=shared) as repo:
+            yield repo
+
+
+@contextmanager
+def _stdout(file: Any) -> Iterator[None]:
+    was, sys.stdout = sys.stdout, file
+    try:
+        yield
+    finally:
+        sys.stdout = was
+
+
+def _swap(made: Path, target: Path) -> None:
+    """Put a finished folder in the place of whatever is there."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    shutil.move(str(made), target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
