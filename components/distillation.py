@@ -17,9 +17,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return F.kl_div(F.log_softmax(student / temperature, -1), target, reduction="none", log_target=True).sum(-1).mean() * temperature**2
 
 
-def distillation_loss(
-    student: Learner, teacher: Learner, batch: TaskBatch, temperature: float, soft_weight: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+def distillation_loss(student: Learner, teacher: Learner, batch: TaskBatch, temperature: float, soft_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (1 - a) cross-entropy + a soft loss, and the metrics; both networks adapt to the same support by themselves."""
     logits = student(batch)
     with torch.no_grad():

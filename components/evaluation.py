@@ -74,10 +74,10 @@ def interval(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) 
     return float(values.mean()), float(high - low) / 2
 
 
-def difference(a: Scores, b: Scores, resamples: int, seed: int) -> tuple[float, float]:
-    """Return mean and interval of a - b, paired on the tasks that both have."""
+def paired(a: Scores, b: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Return a - b task by task, on the tasks that both have, and the tasks' groups."""
     n = min(len(a.accuracy), len(b.accuracy))
-    return interval(a.accuracy[:n] - b.accuracy[:n], a.group[:n], resamples, seed)
+    return a.accuracy[:n] - b.accuracy[:n], a.group[:n]
 
 
 def times(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str, float]:
@@ -96,14 +96,24 @@ def times(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str
 
 
 def evaluate(
-    learners: Mapping[str, Learner], limits: Mapping[str, int], pairs: list[tuple[str, str]], settings: list[str], split: str,
-    pool: Pool, tasksets: str, resamples: int, seed: int, out: Path,
+    learners: Mapping[str, Learner],
+    limits: Mapping[str, int],
+    pairs: Mapping[str, tuple[str, str]],
+    settings: list[str],
+    split: str,
+    pool: Pool,
+    tasksets: str,
+    resamples: int,
+    seed: int,
+    out: Path,
 ) -> dict[str, float]:
     """Score every learner in every setting of a split, write `scores-<split>.parquet`, and return the metrics by their full names.
 
-    `limits` cuts the number of tasks of slow roles; `pairs` are the differences to report. Every role sees the same tasks.
+    `limits` cuts the number of tasks of slow roles; `pairs` names the differences to report, each setting by itself and all settings
+    together. Every role sees the same tasks.
     """
     metrics: dict[str, float] = {}
+    gaps: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     columns: dict[str, list[object]] = {name: [] for name in ("setting", "role", "task", "group", "accuracy")}
     for setting in settings:
         validation = Validation(pool, tasksets, f"{split}-{setting}")
@@ -119,11 +129,16 @@ def evaluate(
             columns["task"] += range(len(scores.accuracy))
             columns["group"] += scores.group.tolist()
             columns["accuracy"] += scores.accuracy.tolist()
-        for a, b in pairs:
+        for label, (a, b) in pairs.items():
             if a in found and b in found:
-                mean, half = difference(found[a], found[b], resamples, seed)
-                metrics |= {f"{split}/{setting}/{a}-minus-{b}/accuracy": mean, f"{split}/{setting}/{a}-minus-{b}/accuracy_ci95": half}
+                gap = paired(found[a], found[b])
+                gaps.setdefault(label, []).append(gap)
+                mean, half = interval(*gap, resamples, seed)
+                metrics |= {f"{split}/{setting}/{label}/accuracy": mean, f"{split}/{setting}/{label}/accuracy_ci95": half}
         metrics[f"{split}/{setting}/chance/accuracy"] = 1 / validation.table.way
+    for label, parts in gaps.items():
+        mean, half = interval(np.concatenate([v for v, _ in parts]), np.concatenate([g for _, g in parts]), resamples, seed)
+        metrics |= {f"{split}/{label}/accuracy": mean, f"{split}/{label}/accuracy_ci95": half}
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), out / f"scores-{split}.parquet")
     return metrics
@@ -132,5 +147,3 @@ def evaluate(
 def learner_size(learner: Learner) -> float:
     """Return the number of parameters that prediction uses (a base model's classifier over training classes is left out)."""
     return float(sum(p.numel() for name, p in learner.named_parameters() if name != "classes"))
-
-

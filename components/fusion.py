@@ -78,18 +78,18 @@ def fuse(members: Sequence[str], weights: list[float], mode: str, joint_adapt: b
         if name == "joint" and trained is not None:
             fused, spec, _ = store.load(trained)
             learners, specs = list(fused.members), spec["members"]  # type: ignore[arg-type]
-        shape = tuple(specs[0]["input_shape"])
-        learner = FusedLearner(learners, combine, w, joint_adapt, shape)
-        spec = {"name": "fused", "members": specs, "combine": combine, "weights": w, "joint": learner.joint, "input_shape": list(shape)}
+        learner = FusedLearner(learners, combine, w, joint_adapt, tuple(specs[0]["input_shape"]))
+        spec = store.fused_spec(specs, combine, w, learner.joint)
         calibrate(learner, validation)
         candidates.append(Candidate(name, learner, spec, validate(learner, validation)))
     return sorted(candidates, key=lambda c: (-c.scores["accuracy"], c.scores["loss"]))
 
 
-def save_best(candidates: list[Candidate], out: Path, about: dict[str, object]) -> dict[str, float]:
-    """Write the best candidate and the table of all; return the metrics of the choice."""
+def save_best(candidates: list[Candidate], out: Path, student: str) -> dict[str, float]:
+    """Write the best candidate, about what `student` is about, and the table of all; return the metrics of the choice."""
     best = candidates[0]
-    store.save(best.learner, best.spec, out, about)
+    about = store.about(student)
+    store.save(best.learner, best.spec, out, about | {"objective": f"fused: {best.mode}"})
     table = {c.mode: c.scores for c in candidates}
     (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": best.spec["weights"], "validation": table}, indent=1) + "\n")
     metrics = {f"val/{c.mode}/{name}": value for c in candidates for name, value in c.scores.items()}

@@ -1,8 +1,8 @@
 """Backbones: pictures in, feature vectors out. Safe to call statelessly, with weights of one's own for every task."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-import torch
 
 from components.contracts import BackboneSection
 

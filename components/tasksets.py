@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from components.contracts import InputError, TasksSection, EvaluationSection, Within, require, way_shot
+from components.contracts import EvaluationSection, InputError, TasksSection, Within, require, way_shot
 from components.domains.pool import Pool
 from components.draws import below, bits, key_of
 from components.tasks import Examples, TaskBatch
@@ -188,9 +188,7 @@ def read_table(folder: str | Path, name: str) -> TaskTable:
         shape = json.loads((Path(folder) / "manifest.json").read_text())["tables"][name]
         table = pq.read_table(path).combine_chunks()
         count, way = table.num_rows, shape["way"]
-        columns = {
-            column: table[column].chunk(0).flatten().to_numpy(zero_copy_only=True).reshape(count, way, -1) for column in ("classes", "support", "query")
-        }
+        columns = {column: table[column].chunk(0).flatten().to_numpy(zero_copy_only=True).reshape(count, way, -1) for column in ("classes", "support", "query")}
         return TaskTable(columns["classes"][:, :, 0], columns["support"], columns["query"], table["group"].to_numpy())
     except (OSError, ValueError, KeyError, IndexError, pa.ArrowInvalid) as error:
         raise InputError(f"The task table {path} must be complete and readable, got: {error}. Delete its folder; the next run draws it again.") from error

@@ -21,9 +21,7 @@ from components.distillation import distillation_loss
 from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
 from components.learners import store
-from components.learners.fused import FusedLearner
 from components.learners.learner import Learner
-from components.learners.metric import CosineBase
 from components.tasksets import read_table
 from components.validation import Validation, calibrate, validate
 
@@ -143,15 +141,20 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
         return store.build(spec, seed_of(job.seed, "base")), spec
     if job.objective == "joint":
         loaded = [store.load(path) for path in job.members]
-        spec = {"name": "fused", "members": [s for _, s, _ in loaded], "combine": "mixture", "weights": list(job.weights), "joint": False, "input_shape": list(shape)}
-        return FusedLearner([m for m, _, _ in loaded], "mixture", list(job.weights), False, shape), spec
+        spec = store.fused_spec([s for _, s, _ in loaded], "mixture", list(job.weights), False)
+        learner = store.build(spec)
+        for member, (trained, _, _) in zip(learner.members, loaded, strict=True):  # type: ignore[arg-type]
+            member.load_state_dict(trained.state_dict())
+        return learner, spec
     assert job.learner is not None
     spec = store.spec_of(job.learner.name, job.learner.options, job.backbone, shape)
     learner = store.build(spec, seed_of(job.seed, job.learner.name, job.objective))
     if job.start is not None:
         start, start_spec, _ = store.load(job.start)
         if start_spec.get("backbone") != spec["backbone"]:
-            raise InputError(f"learner.start needs the same backbone, got {start_spec.get('backbone')} for {spec['backbone']}. Use that backbone, or learner.start=scratch.")
+            raise InputError(
+                f"learner.start needs the same backbone, got {start_spec.get('backbone')} for {spec['backbone']}. Use that backbone, or learner.start=scratch."
+            )
         learner.backbone.load_state_dict(start.backbone.state_dict())  # type: ignore[union-attr, arg-type]
     return learner, spec
 
@@ -159,12 +162,12 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
 def _objective(job: FitJob, learner: Learner) -> tuple[Loss, torch.nn.Module]:
     """Return the loss of a batch, and the frozen networks that it reads."""
     if job.objective == "base":
-        assert isinstance(learner, CosineBase) and job.base is not None
+        assert job.base is not None
         smoothing = job.base.label_smoothing
 
         def supervised(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             x, y = batch
-            logits = learner.classify(x)
+            logits = learner.classify(x)  # type: ignore[operator]
             loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
             return loss, {"loss": loss.detach(), "accuracy": (logits.argmax(-1) == y).float().mean()}
 
@@ -175,12 +178,11 @@ def _objective(job: FitJob, learner: Learner) -> tuple[Loss, torch.nn.Module]:
         tau, weight = job.student.temperature, job.student.soft_weight
         return lambda batch: distillation_loss(learner, teacher, batch, tau, weight), teacher
     if job.objective == "joint":
-        assert isinstance(learner, FusedLearner)
         members: list[Learner] = list(learner.members)  # type: ignore[arg-type]
 
         def weighted(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
             parts = [member.meta_loss(batch) for member in members]
-            loss = sum((w * part for w, (part, _) in zip(learner.weights, parts, strict=True)), torch.zeros(()))
+            loss = torch.stack([w * part for w, (part, _) in zip(learner.weights, parts, strict=True)]).sum()  # type: ignore[arg-type]
             accuracy = torch.stack([metrics["accuracy"] for _, metrics in parts]).mean()
             return loss, {"loss": loss.detach(), "accuracy": accuracy}
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -48,6 +48,7 @@ class Slot:
 
     partial: Path
     state: Path
+    finished: StageRef | None
 
 
 @cache
@@ -98,7 +99,7 @@ def lookup(key: Key) -> StageRef | None:
 def writing(key: Key) -> Iterator[Slot]:
     """Give the one writer of `key` its slot. Raises InputError naming the owner when another process holds it.
 
-    An output that is there but damaged is set aside first. Training state of an earlier, stopped run is left in place to resume from.
+    A finished output is handed back as it is; a damaged one is removed. Training state of an earlier, stopped run is left in place to resume from.
     """
     folder = key.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -111,12 +112,12 @@ def writing(key: Key) -> Iterator[Slot]:
         raise InputError(f"Stage {key.name} ({key.fingerprint[:8]}) needs to be its only writer, but {who} is writing it. Wait for it, or stop it.") from error
     try:
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial = folder.with_suffix(".partial")
+        partial, finished = folder.with_suffix(".partial"), lookup(key)
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        yield Slot(partial, folder.with_suffix(".state"))
+        if finished is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.mkdir()
+        yield Slot(partial, folder.with_suffix(".state"), finished)
     finally:
         owner.unlink(missing_ok=True)
         lock.release()
@@ -162,7 +163,3 @@ def record_key(key: Key, records: Path) -> str:
     if lookup(key) is None:
         (records / key.fingerprint).unlink(missing_ok=True)
     return key.fingerprint
-
-
-def by_name(keys: Sequence[Key]) -> dict[str, Key]:
-    return {key.name: key for key in keys}

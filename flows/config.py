@@ -71,7 +71,11 @@ def _check_override(override: str, key: str, sign: str, value: str) -> None:
 
 def _typed(plain: dict[str, Any]) -> Config:
     """Turn plain values into the sections, types and ranges checked."""
-    for where, table in ((("domain", "source"), DOMAIN_OPTIONS), (("learner", "options"), LEARNER_OPTIONS), (("student", "learner", "options"), LEARNER_OPTIONS)):
+    for where, table in (
+        (("domain", "source"), DOMAIN_OPTIONS),
+        (("learner", "options"), LEARNER_OPTIONS),
+        (("student", "learner", "options"), LEARNER_OPTIONS),
+    ):
         parent = plain
         for name in where[:-1]:
             parent = parent[name]

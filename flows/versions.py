@@ -61,7 +61,9 @@ def read_pin(text: str | None) -> tuple[str | None, dict[str, str]]:
         domains = {name: entry["md5"] for name, entry in (pin.get("meta") or {}).get("domains", {}).items()}
         return pin["outs"][0]["md5"], domains
     except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{PIN} must be a DVC file with outs and meta.domains, got one that cannot be read ({type(error).__name__}). Restore it: git checkout {PIN}") from error
+        raise InputError(
+            f"{PIN} must be a DVC file with outs and meta.domains, got one that cannot be read ({type(error).__name__}). Restore it: git checkout {PIN}"
+        ) from error
 
 
 def source_digest(domain: DomainSection) -> str:
@@ -188,7 +190,9 @@ def _add(text: str | None, domains: dict[str, str], domain: str, digest: str) ->
         try:
             repo.add(str(folder if others else folder.parent))
         except DvcException as error:
-            raise InputError(f"{PIN} also pins {', '.join(others)}, whose manifest is not in the cache ({error}). Run dvc fetch, or a run of that domain first.") from error
+            raise InputError(
+                f"{PIN} also pins {', '.join(others)}, whose manifest is not in the cache ({error}). Run dvc fetch, or a run of that domain first."
+            ) from error
         if repo.config.get("remote") and repo.config["core"].get("remote"):
             repo.push()
         made = yaml.safe_load((Path(repo.root_dir) / PIN).read_text())

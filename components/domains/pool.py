@@ -1,9 +1,9 @@
 """The pool: every item of a domain in a few packed files, classes with their group and split, and the options that made it.
 
-    data/<domain>/inputs.npy       [N, ...] items, those of one class side by side
-    data/<domain>/items.parquet    item -> class index, note (the style of a glyph)
-    data/<domain>/classes.parquet  class -> name, group, split, first item, count
-    data/<domain>/pool.json        domain, kind of input, digest of the options that made it
+data/<domain>/inputs.npy       [N, ...] items, those of one class side by side
+data/<domain>/items.parquet    item -> class index, note (the style of a glyph)
+data/<domain>/classes.parquet  class -> name, group, split, first item, count
+data/<domain>/pool.json        domain, kind of input, digest of the options that made it
 """
 
 import json

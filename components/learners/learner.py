@@ -50,7 +50,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: TaskBatch) -> Tensor:
         """Return uncalibrated logits [T, Q, way]; support and query are encoded in one pass."""
-        tasks, shots = batch.support.x.shape[:2]
+        shots = batch.support.x.shape[1]
         features = self._encode_tasks(torch.cat([batch.support.x, batch.query.x], 1))
         support = Examples(features[:, :shots], batch.support.y, batch.support.way)
         return self.predict_features(self.adapt_features(support), features[:, shots:])

@@ -1,6 +1,7 @@
 """Metric learners: adaptation is one mean a class, prediction a distance."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ class ProtoNet(Learner):
 
     theta_meta = ("backbone.", "log_scale")
 
-    def __init__(self, backbone: nn.Module, options: ProtoNetOptions) -> None:
+    def __init__(self, backbone: nn.Module, dim: int, options: ProtoNetOptions) -> None:
         super().__init__()
         self.backbone = backbone
         self.cosine = options.distance == "cosine"
@@ -56,11 +57,11 @@ class CosineBase(Learner):
     (Chen et al. 2019, arXiv:1904.04232, "Baseline++"; Gidaris and Komodakis 2018, arXiv:1804.09458).
     """
 
-    def __init__(self, backbone: nn.Module, dim: int, classes: int, scale: float) -> None:
+    def __init__(self, backbone: nn.Module, dim: int, options: dict[str, Any]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.classes = nn.Parameter(torch.randn(classes, dim))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.classes = nn.Parameter(torch.randn(options["classes"], dim))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(options["scale"])))
 
     def encode(self, x: Tensor) -> Tensor:
         return F.normalize(self.backbone(x), dim=-1)

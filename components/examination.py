@@ -1,0 +1,58 @@
+"""The final examination: which learners are measured, against which references, and which differences are reported."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from components.contracts import BackboneSection, EvaluationSection
+from components.domains.pool import open_pool
+from components.draws import seed_of
+from components.evaluation import evaluate, learner_size
+from components.learners import store
+from components.learners.learner import Learner
+from components.learners.reference import Pixels, Scratch, Unadapted
+from components.networks import build_backbone
+
+
+def examine(
+    models: Mapping[str, str],
+    student_best: str,
+    backbone: BackboneSection,
+    section: EvaluationSection,
+    threads: int,
+    seed: int,
+    pool: str,
+    tasksets: str,
+    out: Path,
+) -> dict[str, float]:
+    """Measure all models and references on the test tasks, and the contenders for promotion on the gate tasks.
+
+    `student_best` is the student that validation tasks call the best; test tasks choose nothing.
+    """
+    torch.set_num_threads(threads)
+    opened = open_pool(pool)
+    shape = (1, *opened.inputs.shape[1:])
+    loaded: dict[str, Learner] = {name: store.load(path)[0] for name, path in models.items()}
+    with store.initial_weights(seed_of(seed, "scratch")):
+        network = build_backbone(backbone, shape)
+    learners: dict[str, Learner] = {
+        "pixels": Pixels(),
+        "scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr),
+        "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
+        **loaded,
+    }
+    pairs = {
+        "fused-minus-student-best": ("fused", student_best),
+        "fused-minus-teacher": ("fused", "teacher"),
+        "teacher-minus-base": ("teacher", "base"),
+        "teacher-minus-base-unadapted": ("teacher", "base-unadapted"),
+        "teacher-minus-scratch": ("teacher", "scratch"),
+        "fused-minus-champion": ("fused", "champion"),
+        **{f"{name}-minus-teacher": (name, "teacher") for name in models if name.startswith("student-")},
+    }
+    limits = {"scratch": section.scratch_tasks}
+    metrics = evaluate(learners, limits, pairs, section.settings, "test", opened, tasksets, section.bootstrap, seed, out)
+    contenders = {name: learner for name, learner in loaded.items() if name in ("fused", "champion")}
+    metrics |= evaluate(contenders, {}, pairs, section.settings, "gate", opened, tasksets, section.bootstrap, seed, out)
+    return metrics | {f"{name}/parameters": learner_size(learner) for name, learner in learners.items()}

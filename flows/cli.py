@@ -1,0 +1,157 @@
+"""The command line of every entry point: flags, exit codes, one line for bad input. Imports no engine and no torch."""
+
+import itertools
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from components.contracts import InputError
+from flows import config
+
+HELP = """python -m flows.retrain [group=choice | key=value ...]
+
+Runs the whole pipeline: pin data, draw task sets, pre-train, meta-train, distil, fuse, evaluate, promote.
+Stages whose config, data and code are unchanged are not run again.
+
+  --help        this text
+  --cfg job     compose and check the config, print it, exit
+  --dry-run     say which stages would run, why, and how long they took last time
+  --multirun    values separated by commas are a grid; the runs end side by side under one parent run
+"""
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Print one line and exit: 2 when the user's input is wrong, 1 for anything else."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    raise SystemExit(2 if isinstance(error, InputError) else 1)
+
+
+def answer_early(arguments: Sequence[str]) -> None:
+    """Answer what needs no engine and exit; return when the pipeline is to run."""
+    flags, overrides = _split(arguments)
+    try:
+        if "--help" in flags:
+            print(HELP)
+            print(config.options_help())
+        elif "--cfg" in flags:
+            print(config.to_yaml(overrides))
+        elif "--dry-run" in flags:
+            _dry_run(overrides)
+        elif "--multirun" in flags:
+            for point in grid(overrides):
+                config.load(point)
+            return
+        else:
+            config.load(overrides)
+            return
+    except InputError as error:
+        fail(error)
+    raise SystemExit(0)
+
+
+def _split(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
+    flags: set[str] = set()
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word in ("--help", "-h"):
+            flags.add("--help")
+        elif word in ("--dry-run", "--multirun", "-m"):
+            flags.add("--multirun" if word == "-m" else word)
+        elif word == "--cfg":
+            if next(words, None) != "job":
+                fail(InputError("--cfg takes 'job', got something else. Use --cfg job."))
+            flags.add(word)
+        elif word.startswith("-"):
+            fail(InputError(f"Flags are --help, --cfg job, --dry-run and --multirun, got {word!r}. See --help."))
+        else:
+            overrides.append(word)
+    return flags, overrides
+
+
+def grid(overrides: Sequence[str]) -> list[list[str]]:
+    """Return every combination of the overrides whose values are separated by commas outside brackets."""
+    choices = []
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        choices.append([f"{key}{sign}{part}" for part in _commas(value)] if sign and key not in config.VERBATIM else [override])
+    return [list(point) for point in itertools.product(*choices)]
+
+
+def _commas(value: str) -> list[str]:
+    parts, depth = [""], 0
+    for char in value:
+        depth += (char in "[{(") - (char in "]})")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
+
+
+def _dry_run(overrides: Sequence[str]) -> None:
+    from flows import plan, registry, versions
+
+    loaded = config.load(overrides)
+    plan.check(loaded)
+    pool = versions.current_digest(loaded.domain, loaded.data.pin)
+    if pool is None:
+        print(f"pin_data        run     data/{loaded.domain.name} would be built: its options are not those of the pinned version")
+    rows = plan.describe(registry.planned(loaded, pool or "not built yet")[0])
+    for name, verdict, reason, seconds in rows:
+        took = f"{seconds:.0f} s last time" if seconds is not None else "never timed"
+        print(f"{name:<15} {verdict:<7} {reason} ({took})")
+
+
+def guarded(body: Callable[[], Any]) -> None:
+    """Run an entry point's body and turn every ending into an exit code."""
+    try:
+        body()
+    except InputError as error:
+        fail(error)
+    except KeyboardInterrupt as error:
+        fail(KeyboardInterrupt(str(error) or "stopped; the same command goes on from the last finished epoch"))
+    except Exception as error:
+        cause = _input_error(error)
+        if cause is not None:
+            fail(cause)
+        if not isinstance(error, (FloatingPointError, OSError)):
+            traceback.print_exc()
+        fail(error)
+
+
+def _input_error(error: BaseException) -> InputError | None:
+    """Find the InputError that an engine wrapped."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, InputError):
+            return seen
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:
+    """Run the flow once, or once a point of the grid."""
+    flags, overrides = _split(arguments)
+    if "--multirun" in flags:
+        guarded(lambda: _multirun(retrain, overrides))
+    else:
+        guarded(lambda: retrain(overrides))
+
+
+def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
+    from flows import tracking
+
+    points = grid(overrides)
+    experiment = tracking.open_store(config.load(points[0]).registry.model)
+    failed = []
+    with tracking.run(experiment, f"sweep of {len(points)}", {"stage": "sweep", "overrides": " ".join(overrides)}) as sweep:
+        for number, point in enumerate(points, 1):
+            print(f"sweep {number}/{len(points)}: {' '.join(point)}", file=sys.stderr, flush=True)
+            try:
+                retrain(point, sweep)
+            except Exception as error:
+                failed.append(f"{' '.join(point)}: {error}")
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(points)} runs failed: {'; '.join(failed)}")

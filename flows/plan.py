@@ -1,0 +1,98 @@
+"""The plan of a pipeline: one key a stage, computed before anything runs. A stage runs only when its key has no intact output."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from components.contracts import Config, require, to_plain
+from flows.caching import Key, code_digest, lookup, why
+
+FAMILY_MODULES = {"protonet": "metric", "maml": "gradient", "fomaml": "gradient", "meta_sgd": "gradient", "base": "metric"}
+TRAINING = "components.training"
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Models that the config names or that the registry holds: local folder and fingerprint. Empty where there is none."""
+
+    start: tuple[str, str] | None = None
+    teacher: tuple[str, str] | None = None
+    champion: tuple[str, str] | None = None
+
+
+def check(config: Config) -> None:
+    """Raise InputError for combinations of sections that cannot work, before anything is built."""
+    norm = config.learner.options.get("norm")
+    require(
+        not (config.learner.start == "scratch" and norm == "running"),
+        "learner.start=scratch needs learner.options.norm=meta_batch, got running (there are no statistics yet). Change one of them.",
+    )
+    families = {FAMILY_MODULES[config.student.learner.name]}
+    require(
+        not (config.fusion.mode == "concat" and families == {"gradient"}),
+        f"fusion.mode=concat needs students with a shared encoder, got {config.student.learner.name}. Use fusion.mode=weights.",
+    )
+
+
+def _family(name: str) -> str:
+    return f"components.learners.{FAMILY_MODULES[name]}"
+
+
+def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
+    """Return the key of every stage by its name. `pool` is the digest of the domain's data.
+
+    Where a stage runs (devices, threads, runner) is in no key; seed, precision and effective batch are.
+    """
+    plan: dict[str, Key] = {}
+    common = {"seed": config.seed, "precision": config.trainer.precision, "augment": to_plain(config.domain.augment)}
+
+    def add(name: str, stage: str, section: dict[str, Any], upstream: dict[str, str], *modules: str) -> None:
+        plan[name] = Key(name, stage, to_plain(section), upstream, code_digest(*modules))
+
+    def of(*names: str) -> dict[str, str]:
+        return {name: plan[name].fingerprint for name in names}
+
+    final = {f: getattr(config.evaluation, f) for f in ("settings", "tasks", "gate_tasks", "query", "within")}
+    add("tasksets", "tasksets", {"tasks": config.tasks, "seed": config.seed}, {"pool": pool}, "components.tasksets")
+    add("tasksets-final", "tasksets", {"evaluation": final, "seed": config.seed}, {"pool": pool}, "components.tasksets")
+    learned = {"pool": pool, **of("tasksets")}
+    add("base", "base", {"backbone": config.backbone, "base": config.base, **common}, learned, TRAINING, _family("base"))
+
+    start = {"scratch": {}, "pretrained": of("base")}.get(config.learner.start)
+    if start is None:
+        assert outside.start is not None
+        start = {"start": outside.start[1]}
+    add("teacher", "teacher", {"backbone": config.backbone, "learner": config.learner, **common}, learned | start, TRAINING, _family(config.learner.name))
+
+    if config.student.teacher in ("teacher", "base"):
+        taught = {"teacher": plan[config.student.teacher].fingerprint}
+    else:
+        assert outside.teacher is not None
+        taught = {"teacher": outside.teacher[1]}
+    for i in range(config.student.count):
+        section = {name: value for name, value in to_plain(config.student).items() if name not in ("count", "widths")}
+        section |= {"backbone": config.student.backbone(i), **common, "seed": config.seed + i}
+        modules = (TRAINING, "components.distillation", _family(config.student.learner.name), _family(config.learner.name))
+        add(f"student-{i}", "student", section, learned | taught, *modules)
+
+    students = [f"student-{i}" for i in range(config.student.count)]
+    modules = (TRAINING, "components.fusion", "components.learners.fused", _family(config.student.learner.name))
+    add("fused", "fused", {"fusion": config.fusion, **common}, learned | of(*students), *modules)
+
+    judged = {"pool": pool, **of("tasksets", "tasksets-final", "base", "teacher", *students, "fused")}
+    judged |= {"champion": outside.champion[1]} if outside.champion else {}
+    modules = ("components.evaluation", "components.learners.reference", "components.learners.fused", _family(config.learner.name))
+    add("evaluation", "evaluate", {"evaluation": config.evaluation, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
+    return plan
+
+
+def describe(plan: dict[str, Key]) -> list[tuple[str, str, str, float | None]]:
+    """Return (stage, `cached` or `run`, why, seconds it took last time) in order, for --dry-run."""
+    rows: list[tuple[str, str, str, float | None]] = []
+    for name, key in plan.items():
+        found = lookup(key)
+        if found is not None:
+            rows.append((name, "cached", f"{key.stage}/{key.fingerprint[:16]} is intact", found.seconds))
+        else:
+            reason, seconds = why(key)
+            rows.append((name, "run", reason, seconds))
+    return rows

@@ -1,0 +1,71 @@
+"""Promotion: the fused learner becomes challenger, and champion when there is none or when it has earned it on the gate split."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import task
+
+from components.contracts import StageRef
+from flows import tracking
+from flows.plan import Outside
+from flows.stages import Pipeline
+from flows.versions import Pinned
+
+EVIDENCE = "gate/fused-minus-champion/accuracy"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What became of the fused learner: its registered version, whether it is champion, and why."""
+
+    model: str
+    version: str
+    champion: bool
+    reason: str
+
+
+def judge(metrics: dict[str, float], champion: bool, met: int, margin: float) -> tuple[bool, str]:
+    """Decide by the paired difference on the gate split: its whole 95 % interval must lie above the margin.
+
+    `champion` says whether there is one, `met` how many of its training classes are among the gate and test classes.
+    """
+    if not champion:
+        return True, "there was no champion"
+    if met:
+        return False, f"the champion was trained on {met} of the gate and test classes: not compared; promote by hand with python -m flows.promote"
+    mean, half = metrics[EVIDENCE], metrics[f"{EVIDENCE}_ci95"]
+    shown = f"fused - champion on the gate split {100 * mean:+.2f} +- {100 * half:.2f} points, margin {100 * margin:.2f}"
+    return mean - half > margin, shown + (": above it" if mean - half > margin else ": not above it")
+
+
+@task(name="promote")
+def promote(line: Pipeline, pool: Pinned, fused: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
+    """evaluation -> registry alias. Registers a learner once; running it again decides nothing new."""
+    model, store = line.config.registry.model, tracking.store()
+    known = tracking.version_with(model, "fingerprint", fused.fingerprint)
+    if known is not None and known.tags.get("decision"):
+        champion = tracking.alias(model, "champion")
+        holds = champion is not None and champion.version == known.version
+        return Decision(model, str(known.version), holds, f"decided before: {known.tags['decision']}")
+    tags = {"fingerprint": fused.fingerprint, "data.md5": line.tags["data.md5"], "retrain.run_id": line.run_id, "evaluation": evaluation.fingerprint}
+    version = str(known.version) if known is not None else tracking.register(fused.run_id, model, fused.path, fused.name, tags)
+    store.set_registered_model_alias(model, "challenger", version)
+    met = _met(outside.champion[0], pool) if outside.champion else 0
+    wins, reason = judge(evaluation.metrics, outside.champion is not None, met, line.config.registry.margin)
+    if wins:
+        store.set_registered_model_alias(model, "champion", version)
+    store.set_model_version_tag(model, version, "incumbent", outside.champion[1] if outside.champion else "none")
+    store.set_model_version_tag(model, version, "decision", ("champion: " if wins else "challenger: ") + reason)
+    store.set_tag(line.run_id, "promotion", reason)
+    return Decision(model, version, wins, reason)
+
+
+def _met(champion: str, pool: Pinned) -> int:
+    """Count the champion's training classes that are gate or test classes now."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(Path(pool.path) / "classes.parquet")
+    held_out = {n for n, s in zip(table["name"].to_pylist(), table["split"].to_pylist(), strict=True) if s in ("gate", "test")}
+    told = json.loads((Path(champion) / "learner.json").read_text())["about"]
+    return len(held_out & set(told["trained_on"])) if told["domain"] == pool.domain else 0

@@ -1,0 +1,84 @@
+"""The table in the terminal and Prefect's artifacts."""
+
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact
+from rich.console import Console
+from rich.table import Table
+
+from components.contracts import StageRef
+from flows.promotion import Decision
+from flows.stages import Pipeline
+from flows.versions import Pinned
+
+REFERENCES = ("pixels", "scratch", "base-unadapted")
+
+
+def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the result table: one learner a row, scores in percent with their 95 % intervals."""
+    m = evaluation.metrics
+    roles = [name.removesuffix("/parameters") for name in m if name.endswith("/parameters")]
+    header = ["learner", *(f"{s} accuracy" for s in settings), "ECE", "parameters", "adapt ms", "predict ms"]
+    table = []
+    for role in roles:
+        cells = [f"{100 * m[f'test/{s}/{role}/accuracy']:.2f} ± {100 * m[f'test/{s}/{role}/accuracy_ci95']:.2f}" for s in settings]
+        tasks = int(m[f"test/{settings[0]}/{role}/tasks"])
+        name = role if role != "scratch" else f"scratch ({tasks} tasks)"
+        size = f"{int(m[f'{role}/parameters']):,}"
+        table.append(
+            [name, *cells, f"{m[f'test/{settings[0]}/{role}/ece']:.3f}", size, *(f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))]
+        )
+    chance = [f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings]
+    table.append(["chance", *chance, "", "", "", ""])
+    return header, table
+
+
+def differences(evaluation: StageRef, settings: list[str]) -> list[list[str]]:
+    """Return the paired differences, one a row, in points with their intervals."""
+    m = evaluation.metrics
+    labels = sorted({name.split("/")[2] for name in m if name.startswith("test/") and "-minus-" in name and name.count("/") == 3})
+    return [
+        [
+            label.replace("-minus-", " - "),
+            *(f"{100 * m[f'test/{s}/{label}/accuracy']:+.2f} ± {100 * m[f'test/{s}/{label}/accuracy_ci95']:.2f}" for s in settings),
+        ]
+        for label in labels
+    ]
+
+
+def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: StageRef, decision: Decision) -> dict[str, Any]:
+    """Print the tables, leave them as a Prefect artifact, and return the pipeline's result as plain data."""
+    settings = line.config.evaluation.settings
+    header, body = rows(evaluation, settings)
+    gaps = differences(evaluation, settings)
+    console = Console()
+    title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks"
+    console.print(_table(title, header, body), _table("paired differences, points", ["difference", *settings], gaps))
+    ran = [f"{r.name} ({r.seconds:.0f} s)" for r in refs if not r.cached]
+    cached = [r.name for r in refs if r.cached]
+    console.print(f"data: {pool.domain} {pool.md5} ({pool.how})", highlight=False, soft_wrap=True)
+    console.print(f"ran: {', '.join(ran) or 'nothing'}", f"cached: {', '.join(cached) or 'nothing'}", sep="\n", highlight=False, soft_wrap=True)
+    fate = "is champion" if decision.champion else "stays challenger"
+    console.print(f"{decision.model} version {decision.version} {fate}: {decision.reason}", highlight=False, soft_wrap=True)
+    console.print("next: make ui | python -m flows.adapt --help | python -m flows.evaluate --help", highlight=False, soft_wrap=True)
+    lines = ["| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *body]]
+    gate = f"**Promotion:** {decision.model} version {decision.version} {fate}: {decision.reason}"
+    create_markdown_artifact("\n".join([f"# {title}", "", *lines, "", gate, "", f"MLflow run `{line.run_id}`"]), key="result", description=title)
+    return {
+        "run_id": line.run_id,
+        "version": decision.version,
+        "champion": decision.champion,
+        "reason": decision.reason,
+        "ran": [r.name for r in refs if not r.cached],
+    }
+
+
+def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    scored = [row for row in body if row[0].split(" ")[0] not in (*REFERENCES, "chance")]
+    best = max(scored, key=lambda row: row[1], default=None) if header[0] == "learner" else None
+    for row in body:
+        table.add_row(*row, style="bold" if row is best else "")
+    return table

@@ -1,0 +1,220 @@
+"""One short Prefect task a stage: fingerprint -> run the component -> record -> return a typed reference, as plain data."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import CachePolicy
+from prefect.context import TaskRunContext
+
+from components.contracts import Config, FitJob, FitSection, StageRef, from_plain, to_plain
+from flows import caching, paths, tracking
+from flows.caching import Key, Slot
+from flows.versions import Pinned
+
+Log = Callable[[int, dict[str, float]], None]
+Work = Callable[[Slot, Log], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What every stage of one pipeline shares: config, MLflow experiment and parent run, tags."""
+
+    config: Config
+    experiment: str
+    run_id: str
+    tags: dict[str, str]
+
+
+class OutputPolicy(CachePolicy):
+    """Prefect's cache key is the stage's fingerprint, and a hit counts only if the output is there and intact."""
+
+    def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **_: Any) -> str | None:
+        return caching.record_key(inputs["key"], records())
+
+
+def records() -> Path:
+    return paths.stages() / "records"
+
+
+def stage(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function a Prefect task whose plain result is kept under its fingerprint."""
+    policy = OutputPolicy().configure(key_storage=records())
+    return task(name=name, cache_policy=policy, persist_result=True, result_serializer="json", task_run_name=name if name != "distill" else "{key.name}")
+
+
+def perform(key: Key, pipeline: Pipeline, inputs: Iterable[tuple[str, str, str]], work: Work) -> dict[str, Any]:
+    """Do a stage's work in its own MLflow run and commit its output; return the reference. Finished work is not done again."""
+    with caching.writing(key) as slot:
+        if slot.finished is not None:
+            return dict(to_plain(slot.finished))
+        print(f"{key.name}: running ({caching.why(key)[0]})", file=sys.stderr, flush=True)
+        tags = {**pipeline.tags, "stage": key.stage, "fingerprint": key.fingerprint}
+        with tracking.run(pipeline.experiment, key.name, tags, pipeline.run_id) as run_id:
+            started = time.monotonic()
+            tracking.log_params(run_id, key.section)
+            for name, digest, path in inputs:
+                tracking.log_input(run_id, name, digest, path, key.stage)
+            metrics = work(slot, lambda step, values: tracking.log_metrics(run_id, values, step))
+            seconds = time.monotonic() - started
+            tracking.log_metrics(run_id, metrics | {"stage/seconds": seconds})
+            ref = caching.commit(key, slot, run_id, seconds, metrics)
+            tracking.log_outputs(run_id, Path(ref.path))
+    return dict(to_plain(ref))
+
+
+@stage("make_tasksets")
+def make_tasksets(key: Key, pipeline: Pipeline, pool: Pinned) -> dict[str, Any]:
+    """pool -> task sets: seeded tables of train and val tasks, or of gate and test tasks."""
+
+    def work(slot: Slot, log: Log) -> dict[str, float]:
+        from components.domains.pool import open_pool
+        from components.tasksets import specs, write_tasksets
+
+        config = pipeline.config
+        wanted = ("train", "val") if key.name == "tasksets" else ("gate", "test")
+        tables = [s for s in specs(config.tasks, config.evaluation) if s.split in wanted]
+        write_tasksets(tables, open_pool(pool.path), config.seed, slot.partial)
+        return {f"tasks/{s.table}": float(s.tasks) for s in tables}
+
+    return perform(key, pipeline, [(pool.domain, pool.md5, pool.path)], work)
+
+
+@stage("pretrain")
+def pretrain(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef) -> dict[str, Any]:
+    """task sets -> base (theta*): one model over the union of all training tasks."""
+    config = pipeline.config
+
+    def work(slot: Slot, log: Log) -> dict[str, float]:
+        from components.launch import fit
+
+        return fit(_job("base", slot, pipeline, pool, tasksets, config.base.fit, backbone=config.backbone, base=config.base), log, key.name)
+
+    return perform(key, pipeline, _inputs(pool, tasksets), work)
+
+
+@stage("meta_train")
+def meta_train(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, start: str | None) -> dict[str, Any]:
+    """task sets x base -> teacher (theta_meta)."""
+    config = pipeline.config
+
+    def work(slot: Slot, log: Log) -> dict[str, float]:
+        from components.launch import fit
+
+        section = config.learner
+        job = _job(
+            "meta", slot, pipeline, pool, tasksets, section.fit, backbone=config.backbone, learner=section, start=start, tasks_per_step=section.tasks_per_step
+        )
+        return fit(job, log, key.name)
+
+    return perform(key, pipeline, _inputs(pool, tasksets), work)
+
+
+@stage("distill")
+def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teacher: str, index: int) -> dict[str, Any]:
+    """task sets x teacher -> student."""
+    config = pipeline.config
+
+    def work(slot: Slot, log: Log) -> dict[str, float]:
+        from components.launch import fit
+
+        section = config.student
+        job = _job(
+            "distill",
+            slot,
+            pipeline,
+            pool,
+            tasksets,
+            section.learner.fit,
+            backbone=section.backbone(index),
+            learner=section.learner,
+            student=section,
+            teacher=teacher,
+            seed=config.seed + index,
+            tasks_per_step=section.learner.tasks_per_step,
+        )
+        return fit(job, log, key.name)
+
+    return perform(key, pipeline, _inputs(pool, tasksets), work)
+
+
+@stage("fuse")
+def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, students: list[StageRef]) -> dict[str, Any]:
+    """task sets x students -> fused learner; how they are joined is chosen on validation tasks."""
+    config = pipeline.config
+
+    def work(slot: Slot, log: Log) -> dict[str, float]:
+        from components import fusion
+        from components.domains.pool import open_pool
+        from components.launch import fit
+
+        members, opened, trained = [s.path for s in students], open_pool(pool.path), None
+        weights = fusion.learn_weights(members, opened, tasksets.path)
+        if config.fusion.mode in ("auto", "joint"):
+            trained = str(slot.partial / "joint")
+            job = _job(
+                "joint",
+                slot,
+                pipeline,
+                pool,
+                tasksets,
+                config.fusion.fit,
+                backbone=config.backbone,
+                members=tuple(members),
+                weights=tuple(weights),
+                tasks_per_step=config.fusion.tasks_per_step,
+                out=trained,
+            )
+            fit(job, log, "fused (joint)")
+        found = fusion.fuse(members, weights, config.fusion.mode, config.fusion.adapt == "joint", opened, tasksets.path, trained)
+        return fusion.save_best(found, slot.partial, students[0].path)
+
+    return perform(key, pipeline, _inputs(pool, tasksets), work)
+
+
+@stage("evaluate")
+def evaluate(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, models: dict[str, StageRef], champion: str | None) -> dict[str, Any]:
+    """test tasks x all learners -> evaluation, on the same fixed tasks; the gate split for promotion alone."""
+
+    def work(slot: Slot, log: Log) -> dict[str, float]:
+        from components.examination import examine
+
+        paths_ = {name: ref.path for name, ref in models.items()} | ({"champion": champion} if champion else {})
+        students = {name: ref.metrics["val/accuracy"] for name, ref in models.items() if ref.stage == "student"}
+        best = max(students, key=lambda name: students[name])
+        config = pipeline.config
+        return examine(paths_, best, config.backbone, config.evaluation, config.trainer.threads, config.seed, pool.path, tasksets.path, slot.partial)
+
+    return perform(key, pipeline, [(pool.domain, pool.md5, pool.path), ("tasksets-final", tasksets.fingerprint, tasksets.path)], work)
+
+
+def _inputs(pool: Pinned, tasksets: StageRef) -> list[tuple[str, str, str]]:
+    return [(pool.domain, pool.md5, pool.path), ("tasksets", tasksets.fingerprint, tasksets.path)]
+
+
+def _job(objective: Any, slot: Slot, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, fit: FitSection, **more: Any) -> FitJob:
+    config = pipeline.config
+    given = {"seed": config.seed, "out": str(slot.partial)} | more
+    return FitJob(
+        objective=objective, state=str(slot.state), pool=pool.path, tasksets=tasksets.path, domain=config.domain, fit=fit, trainer=config.trainer, **given
+    )
+
+
+def as_ref(plain: dict[str, Any], cached: bool) -> StageRef:
+    """Turn a stage's plain result into a reference, marked cached when its output was there before."""
+    return from_plain(StageRef, plain | {"cached": cached})
+
+
+def environment_tags(flow_run_id: str | None) -> dict[str, str]:
+    """Return the tags that say where a run came from: git commit, lock digest, Prefect flow run."""
+    import subprocess
+
+    told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.CODE, capture_output=True, text=True)
+    tags = {"git.commit": told.stdout.strip() or "none", "prefect.flow_run_id": flow_run_id or "none"}
+    lock = paths.CODE / "constraints.txt"
+    return tags | ({"lock": caching.file_digest(lock)[:16]} if lock.exists() else {}) | {"process": str(os.getpid())}
