@@ -146,4 +146,4 @@ def evaluate(
 
 def learner_size(learner: Learner) -> float:
     """Return the number of parameters that prediction uses (a base model's classifier over training classes is left out)."""
-    return float(sum(p.numel() for name, p in learner.named_parameters() if name != "classes"))
+    return float(sum(p.numel() for name, p in learner.named_parameters() if not name.endswith("classes")))

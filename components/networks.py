@@ -52,4 +52,6 @@ class ConvNet(nn.Module):
 
 def build_backbone(section: BackboneSection, input_shape: tuple[int, ...]) -> ConvNet:
     """Build the backbone for inputs [C, H, W]."""
-    return ConvNet(section, input_shape).to(memory_format=torch.channels_last)
+    net = ConvNet(section, input_shape)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net

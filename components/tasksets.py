@@ -48,7 +48,7 @@ class TaskTable:
 
     @property
     def way(self) -> int:
-        return self.classes.shape[1]
+        return int(self.classes.shape[1])
 
     def head(self, tasks: int) -> "TaskTable":
         """Return the first `tasks` tasks, as views."""

@@ -2,9 +2,11 @@
 
 import ctypes
 import json
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,16 @@ def use_fast_allocator() -> None:
             libc.mallopt(parameter, value)
 
 
+def quieten() -> None:
+    """Silence what Lightning says of things that are meant to be so, or that only a new version of it can change."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices found, epochs reached
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # its use of torch's pytree
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen normalisation and teachers
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # batches are drawn faster than they are used
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")  # resuming
+
+
 def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
     """Build the learner that the job trains, from its start where it has one."""
     shape = (1, *pool.inputs.shape[1:])
@@ -195,6 +207,7 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
 
     Continues from job.state when an earlier run of the same job was stopped; the result is then the same to the last bit.
     """
+    quieten()
     use_fast_allocator()
     torch.set_num_threads(job.trainer.threads)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -236,7 +249,7 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     metrics.pop("step")
     metrics["temperature"] = calibrate(learner.cpu(), validation)
     metrics |= {f"val/{k}": v for k, v in validate(learner, validation).items()}
-    metrics["parameters"] = float(sum(p.numel() for n, p in learner.named_parameters() if n != "classes"))
+    metrics["parameters"] = float(sum(p.numel() for n, p in learner.named_parameters() if not n.endswith("classes")))
     if rank == 0:
         names = pool.classes["name"].to_pylist()
         about = {"domain": pool.domain, "trained_on": [names[c] for c in pool.split("train")], "objective": job.objective}

@@ -34,7 +34,7 @@ class Validation:
 @torch.no_grad()
 def encode_items(learner: Learner, items: Tensor, size: int = 1000) -> Tensor:
     """Encode items [N, ...] in batches; the learner's mode is the caller's."""
-    return torch.cat([learner.encode(part) for part in items.split(size)])
+    return torch.cat([learner.encode(part) for part in torch.split(items, size)])
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """The command line of every entry point: flags, exit codes, one line for bad input. Imports no engine and no torch."""
 
+import inspect
 import itertools
 import sys
 import traceback
@@ -129,6 +130,33 @@ def _input_error(error: BaseException) -> InputError | None:
             return seen
         seen = seen.__cause__ or seen.__context__
     return None
+
+
+def entry(body: Callable[..., Any], arguments: Sequence[str], text: str) -> None:
+    """Run an entry point that takes key=value: those that `body` names go there, the rest are config overrides where it takes any."""
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(text, end="")
+        raise SystemExit(0)
+    signature = inspect.signature(body).parameters
+    named = [name for name, p in signature.items() if p.kind is not p.VAR_POSITIONAL]
+    takes_more = len(named) < len(signature)
+
+    def call() -> None:
+        given, more = {}, []
+        for argument in arguments:
+            key, sign, value = argument.partition("=")
+            if sign and key in named:
+                given[key] = value
+            elif takes_more:
+                more.append(argument)
+            else:
+                raise InputError(f"Arguments are {', '.join(f'{n}=...' for n in named)}, got {argument!r}. See --help.")
+        missing = [name for name in named if not given.get(name)]
+        if missing:
+            raise InputError(f"{', '.join(f'{n}=...' for n in missing)} must be given, got {' '.join(arguments)!r}. See --help.")
+        body(*more, **given)
+
+    guarded(call)
 
 
 def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:

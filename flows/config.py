@@ -84,7 +84,8 @@ def _typed(plain: dict[str, Any]) -> Config:
         assert kind is not None
         options = _to_section(kind, parent[where[-1]], ".".join(where))
         parent[where[-1]] = dataclasses.asdict(options)
-    return _to_section(Config, plain, "")
+    config: Config = _to_section(Config, plain, "")
+    return config
 
 
 def _to_section(kind: type, plain: dict[str, Any], where: str) -> Any:

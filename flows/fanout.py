@@ -15,7 +15,7 @@ def runner(kind: str, workers: int) -> TaskRunner[Any]:
     """Return the task runner: threads in this process, or a local Dask cluster of processes."""
     if kind == "threads":
         return ThreadPoolTaskRunner(max_workers=workers)
-    from prefect_dask import DaskTaskRunner
+    from prefect_dask.task_runners import DaskTaskRunner
 
     cluster = {"n_workers": workers, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
     return DaskTaskRunner(cluster_kwargs=cluster)

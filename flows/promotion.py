@@ -49,7 +49,7 @@ def promote(line: Pipeline, pool: Pinned, fused: StageRef, evaluation: StageRef,
         holds = champion is not None and champion.version == known.version
         return Decision(model, str(known.version), holds, f"decided before: {known.tags['decision']}")
     tags = {"fingerprint": fused.fingerprint, "data.md5": line.tags["data.md5"], "retrain.run_id": line.run_id, "evaluation": evaluation.fingerprint}
-    version = str(known.version) if known is not None else tracking.register(fused.run_id, model, fused.path, fused.name, tags)
+    version = str(known.version) if known is not None else tracking.register(fused.run_id, model, fused.path, pool.path, tags)
     store.set_registered_model_alias(model, "challenger", version)
     met = _met(outside.champion[0], pool) if outside.champion else 0
     wins, reason = judge(evaluation.metrics, outside.champion is not None, met, line.config.registry.margin)

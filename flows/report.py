@@ -1,8 +1,10 @@
 """The table in the terminal and Prefect's artifacts."""
 
+import sys
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -51,7 +53,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     settings = line.config.evaluation.settings
     header, body = rows(evaluation, settings)
     gaps = differences(evaluation, settings)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)  # a log has no width of its own
     title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks"
     console.print(_table(title, header, body), _table("paired differences, points", ["difference", *settings], gaps))
     ran = [f"{r.name} ({r.seconds:.0f} s)" for r in refs if not r.cached]
@@ -74,7 +76,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
 
 
 def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     scored = [row for row in body if row[0].split(" ")[0] not in (*REFERENCES, "chance")]

@@ -199,7 +199,7 @@ def _inputs(pool: Pinned, tasksets: StageRef) -> list[tuple[str, str, str]]:
 
 def _job(objective: Any, slot: Slot, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, fit: FitSection, **more: Any) -> FitJob:
     config = pipeline.config
-    given = {"seed": config.seed, "out": str(slot.partial)} | more
+    given: dict[str, Any] = {"seed": config.seed, "out": str(slot.partial)} | more
     return FitJob(
         objective=objective, state=str(slot.state), pool=pool.path, tasksets=tasksets.path, domain=config.domain, fit=fit, trainer=config.trainer, **given
     )

@@ -1,5 +1,6 @@
 """MLflow: one absolute URI, a run tree a pipeline, inputs with their digests, and the registry's aliases."""
 
+import logging
 import os
 import threading
 import time
@@ -126,27 +127,28 @@ def run_artifact(run_id: str, name: str) -> str | None:
 _model_lock = threading.Lock()
 
 
-def register(run_id: str, model: str, learner: str, name: str, tags: dict[str, str]) -> str:
+def register(run_id: str, model: str, learner: str, pool: str, tags: dict[str, str]) -> str:
     """Log the learner as an MLflow model of the run and register it; return the version."""
     import mlflow
 
     from components import serving
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every step
     with _model_lock:
         mlflow.set_tracking_uri(uri())
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
-                python_model=str(Path(serving.__file__)),
-                artifacts={"learner": learner},
+                loader_module=serving.__name__,
+                data_path=learner,
                 signature=serving.signature(learner),
-                input_example=None,
+                input_example=serving.example(pool),
                 code_paths=[str(paths.CODE / "components")],
                 pip_requirements=serving.requirements(),
             )
         if not store().search_registered_models(f"name = '{model}'"):
             store().create_registered_model(model)
-        version = store().create_model_version(model, info.model_uri, run_id, tags={**tags, "name": name})
+        version = store().create_model_version(model, info.model_uri, run_id, tags=tags)
     return str(version.version)
 
 

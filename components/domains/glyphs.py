@@ -94,7 +94,7 @@ def draw(style: Style, code: int) -> Image.Image | None:
     origin = ((CANVAS - width) // 2 - left, (CANVAS - height) // 2 - top)
     ImageDraw.Draw(image).text(origin, chr(code), fill=255, font=style.font)
     if width > CANVAS - 6 or height > CANVAS - 6:  # a few wide signs: shrink to fit rather than cut them
-        side = max(width, height)
+        side = int(max(width, height))
         whole = Image.new("L", (side, side), 0)
         ImageDraw.Draw(whole).text(((side - width) // 2 - left, (side - height) // 2 - top), chr(code), fill=255, font=style.font)
         image.paste(whole.resize((CANVAS - 6, CANVAS - 6), Image.Resampling.BOX), (3, 3))

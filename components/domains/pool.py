@@ -49,15 +49,15 @@ class Pool:
 
     @cached_property
     def groups(self) -> list[str]:
-        return self.classes["group"].to_pylist()
+        return list(self.classes["group"].to_pylist())
 
     @cached_property
     def first(self) -> np.ndarray:
-        return self.classes["first"].to_numpy()
+        return np.asarray(self.classes["first"].to_numpy())
 
     @cached_property
     def counts(self) -> np.ndarray:
-        return self.classes["count"].to_numpy()
+        return np.asarray(self.classes["count"].to_numpy())
 
     def split(self, name: str) -> np.ndarray:
         """Return the class indices of a split (int64, ascending)."""

@@ -47,8 +47,8 @@ class FusedLearner(Learner):
 
     def split(self, features: Tensor) -> list[Tensor]:
         """Cut features [T, N, sum of sizes] into each member's own [T, N, ...]."""
-        parts = features.split([s.numel() for s in self.shapes], dim=-1)
-        return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        parts = torch.split(features, [s.numel() for s in self.shapes], dim=-1)
+        return [part.reshape(*part.shape[:-1], *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def _side_by_side(self, features: Tensor) -> Tensor:
         parts = [F.normalize(part, dim=-1) * w.sqrt() for part, w in zip(self.split(features), self.weights, strict=True)]

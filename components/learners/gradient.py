@@ -46,7 +46,7 @@ class Maml(Learner):
     def logits(self, weights: Adapted, x: Tensor) -> Tensor:
         """Return logits [T, N, way] of inputs x [T, N, ...] under weights of their own for every task."""
         body = {k: v for k, v in weights.items() if not k.startswith("head")}
-        features = vmap(lambda w, inputs: functional_call(self.backbone, w, (inputs,)))(body, x)
+        features: Tensor = vmap(lambda w, inputs: functional_call(self.backbone, w, (inputs,)))(body, x)
         return features @ weights["head"].transpose(1, 2) + weights["head_bias"].unsqueeze(1)
 
     def inner_loss(self, weights: Adapted, support: Examples) -> Tensor:
@@ -83,7 +83,8 @@ class MetaSgd(Maml):
         self.rates = nn.ParameterDict({_key(n): nn.Parameter(torch.full(s, options.inner_lr)) for n, s in shapes.items()})
 
     def rate(self, name: str) -> Tensor | float:
-        return self.rates[_key(name)]
+        rate: Tensor = self.rates[_key(name)]
+        return rate
 
 
 def _key(name: str) -> str:

@@ -66,7 +66,8 @@ class Learner(nn.Module):
         return {"theta": [n for n in names if n not in meta], "theta_meta": meta}
 
     def _encode_tasks(self, x: Tensor) -> Tensor:
-        return self.encode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        features = self.encode(x.flatten(0, 1))
+        return features.reshape(*x.shape[:2], *features.shape[1:])
 
 
 def loss_and_metrics(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -79,7 +79,7 @@ class Scratch(Learner):
         with torch.enable_grad():
             for _ in range(self.steps):
                 optimizer.zero_grad()
-                F.cross_entropy(head(net(x)), y).backward()
+                F.cross_entropy(head(net(x)), y).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         state = {f"net.{k}": v for k, v in net.state_dict().items() if v.is_floating_point()}
         return {k: v.detach() for k, v in (state | {"head": head.weight, "head_bias": head.bias}).items()}

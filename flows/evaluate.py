@@ -1,0 +1,65 @@
+"""Score any model on any domain's test tasks: `python -m flows.evaluate model=<uri> domain=<name> [key=value ...]`"""
+
+import sys
+
+from flows import cli
+
+HELP = """python -m flows.evaluate model=<uri> domain=<name> [key=value ...]
+
+Adapts the model to every test task of the domain, beside nearest neighbour in pixel space, and prints means with 95 % intervals.
+  model    models:/<name>@<alias>, models:/<name>/<version>, or the folder of a learner
+  others   any key of the config, such as evaluation.tasks=200 (see python -m flows.retrain --help)
+"""
+
+
+def evaluate(*overrides: str, model: str) -> None:
+    """Pin the data, draw the test tasks, score, and record it all as an MLflow run."""
+    from components.contracts import require
+    from flows import tracking
+    from flows.config import load
+    from flows.versions import pin_data
+
+    config = load(overrides)
+    folder = tracking.model_folder(model)
+    experiment = tracking.open_store(config.registry.model)
+    from components.domains.pool import open_pool
+    from components.evaluation import evaluate as score
+    from components.learners import store
+    from components.learners.reference import Pixels
+    from components.tasksets import specs, write_tasksets
+    from flows import paths
+
+    learner, spec, about = store.load(folder)
+    pinned = pin_data(config.domain, config.data.pin, config.data.write_pin, config.mirror)
+    pool = open_pool(pinned.path)
+    shape = [1, *pool.inputs.shape[1:]]
+    require(
+        spec["input_shape"] == shape, f"The model takes inputs {spec['input_shape']}, but domain {config.domain.name} has {shape}. Choose a model of that size."
+    )
+    names = pool.classes["name"].to_pylist()
+    met = {names[c] for c in pool.split("test")} & set(about["trained_on"]) if about["domain"] == pool.domain else set()
+    with tracking.run(experiment, "evaluate", {"stage": "evaluate", "model": model, "data.md5": pinned.data_md5}) as run_id:
+        tracking.log_params(run_id, {"model": model, "overrides": " ".join(overrides), "classes_trained_on": len(met)})
+        tracking.log_input(run_id, pinned.domain, pinned.md5, pinned.path, "evaluate")
+        import tempfile
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
+            tables = [s for s in specs(config.tasks, config.evaluation) if s.split == "test"]
+            write_tasksets(tables, pool, config.seed, Path(work))
+            e = config.evaluation
+            metrics = score({"model": learner, "pixels": Pixels()}, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work))
+            tracking.store().log_artifact(run_id, str(Path(work) / "scores-test.parquet"))
+        tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
+    for setting in e.settings:
+        cells = (
+            f"{role} {100 * metrics[f'test/{setting}/{role}/accuracy']:.2f} ± {100 * metrics[f'test/{setting}/{role}/accuracy_ci95']:.2f}"
+            for role in ("model", "pixels")
+        )
+        print(f"{config.domain.name} {setting}: {'   '.join(cells)}   ({e.tasks} tasks, 95 % interval)")
+    if met:
+        print(f"{len(met)} of the test classes were training classes of this model: these scores are not those of new classes")
+
+
+if __name__ == "__main__":
+    cli.entry(evaluate, sys.argv[1:], HELP)
