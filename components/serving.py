@@ -73,7 +73,7 @@ def predict(learner: Any, support_x: np.ndarray, support_y: np.ndarray, query_x:
         raise ValueError(f"support_y needs labels 0..way-1, at least two and none left out, got {labels.tolist()[:10]}. Number the classes from 0.")
 
     def tensor(raw: np.ndarray) -> torch.Tensor:
-        return images.prepare(torch.from_numpy(np.ascontiguousarray(raw, dtype=np.uint8)))[None]
+        return images.prepare(torch.from_numpy(np.array(raw, dtype=np.uint8)))[None]
 
     with torch.no_grad():
         support = Examples(tensor(support_x), torch.from_numpy(np.asarray(support_y, dtype=np.int64))[None], len(labels))

@@ -11,8 +11,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from components.contracts import Config, InputError, require
@@ -104,6 +104,11 @@ def _to_section(kind: type, plain: dict[str, Any], where: str) -> Any:
 def _one_line(error: Exception) -> str:
     """Say in one line what Hydra or OmegaConf says in several."""
     cause = error.__cause__ or error
+    unknown = getattr(cause, "full_key", None)
+    if unknown and isinstance(cause, ConfigKeyError | ConfigAttributeError):
+        node = getattr(cause, "parent_node", None)
+        known = ", ".join(map(str, node)) if isinstance(node, DictConfig) else "other keys"
+        return f"{unknown} is not a key; there are {known}. See the values with python -m flows.retrain --cfg job."
     text = " ".join(line.strip() for line in str(cause).splitlines() if line.strip() and not re.match(r"\s*(object_type|reference_type|full_key)", line))
     if "full_key" not in str(cause) and error.__cause__ is not None:
         text = f"{' '.join(str(error).splitlines()[:1])} {text}"

@@ -204,17 +204,18 @@ def _add(text: str | None, domains: dict[str, str], domain: str, digest: str) ->
 def _scratch(text: str | None) -> Iterator[Any]:
     """Open a throw-away DVC repository with the project's cache and remotes, holding this pin."""
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    from dvc.config import Config
     from dvc.repo import Repo
 
     own = paths.root() / ".dvc"
     shared: dict[str, Any] = {"cache": {"dir": str(own / "cache")}, "core": {"analytics": False, "autostage": False}}
     if (own / "config").exists():
-        with Repo(str(paths.root())) as project:
-            shared["remote"] = {name: dict(remote) for name, remote in project.config.get("remote", {}).items()}
-            if project.config["core"].get("remote"):
-                shared["core"]["remote"] = project.config["core"]["remote"]
-            if project.config.get("cache", {}).get("dir"):
-                shared["cache"]["dir"] = project.config["cache"]["dir"]
+        project = Config(str(own))  # relative paths in it come back absolute
+        shared["remote"] = {name: dict(remote) for name, remote in project.get("remote", {}).items()}
+        if project["core"].get("remote"):
+            shared["core"]["remote"] = project["core"]["remote"]
+        if project.get("cache", {}).get("dir"):
+            shared["cache"]["dir"] = project["cache"]["dir"]
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".dvc-") as work:
         with open(os.devnull, "w") as quiet, _stdout(quiet):
             Repo.init(work, no_scm=True).close()

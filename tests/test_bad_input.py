@@ -1,0 +1,128 @@
+"""Bad input: one line that says what was required, what was received, what to do; exit code 2; before any work."""
+
+import pytest
+
+from flows import cli
+
+BAD = {
+    "unknown group choice": ["learner=resnet"],
+    "two choices of one group": ["learner=[maml,protonet]"],
+    "a path as a choice": ["experiment=../../etc/passwd"],
+    "unknown key": ["tasks.wya=5"],
+    "unknown section": ["nothing=1"],
+    "added key": ["+trainer.x=1"],
+    "forced key": ["++trainer.x=1"],
+    "deleted key": ["~trainer"],
+    "no value": ["seed"],
+    "wrong type": ["tasks.way=many"],
+    "wrong literal": ["tasks.within=alphabet"],
+    "way below two": ["tasks.way=1"],
+    "shot of zero": ["tasks.shot=0"],
+    "negative rate": ["learner.fit.lr=-0.1"],
+    "steps not a multiple": ["base.fit.steps=7"],
+    "negative inner steps": ["learner=maml", "learner.options.inner_steps=-1"],
+    "bad setting": ["evaluation.settings=[5way]"],
+    "no settings": ["evaluation.settings=[]"],
+    "a group in two splits": ["domain.splits.val=[Lao]"],
+    "too many students": ["student.count=9"],
+    "soft weight above one": ["student.soft_weight=1.5"],
+    "bad teacher": ["student.teacher=someone"],
+    "bad start": ["learner.start=middle"],
+    "negative seed": ["seed=-1"],
+    "canvas not divisible": ["domain.source.size=29"],
+    "no devices": ["trainer.devices=0"],
+    "a list without multirun": ["tasks.way=5,20"],
+    "unknown flag": ["--fast"],
+    "cfg of something else": ["--cfg", "all"],
+}
+
+
+@pytest.mark.parametrize("arguments", BAD.values(), ids=BAD.keys())
+def test_bad_input_ends_with_one_line_and_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.answer_early(arguments)
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.strip().splitlines()) == 1
+    assert told.err.startswith("error: ")
+    assert len(told.err) < 400
+
+
+def test_the_line_names_the_key_what_it_takes_and_what_it_got(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["tasks.way=1"], ("tasks.way", "2", "1")),
+        (["learner=resnet"], ("learner", "protonet", "resnet")),
+        (["tasks.wya=5"], ("tasks.wya", "way")),
+    ):
+        with pytest.raises(SystemExit):
+            cli.answer_early(arguments)
+        told = capsys.readouterr().err
+        assert all(word in told for word in words), told
+
+
+def test_a_path_key_is_taken_verbatim() -> None:
+    from flows.config import load
+
+    assert load(["mirror=/data/a=b,c"]).mirror == "/data/a=b,c"
+
+
+LATER = {
+    "way beyond the pool": (["tasks.way=500"], "way=500 needs 500 classes"),
+    "shots beyond the items": (["tasks.shot=30"], "items a class"),
+    "missing data version": (["data.pin=nowhere"], "data.pin must be a run id, a git revision or a data.dvc file"),
+    "missing champion to start from": (["learner.start=models:/nobody@champion"], "must be a registered model"),
+    "scratch without statistics": (["learner.start=scratch", "learner.options.norm=running"], "meta_batch"),
+    "a split that the source lacks": (["domain.splits.test=[Klingon]"], "Klingon"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides, words", LATER.values(), ids=LATER.keys())
+def test_what_only_data_or_registry_can_tell_is_told_before_training(new_workspace, overrides: list[str], words: str) -> None:
+    workspace = new_workspace()
+    ended = workspace.retrain("experiment=smoke", *overrides, expect=2)
+    line = ended.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and words in line, ended.stderr
+    assert "epoch" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not workspace.outputs("base")
+
+
+@pytest.mark.slow
+def test_an_mlflow_that_does_not_answer_is_told_before_training(new_workspace) -> None:
+    workspace = new_workspace()
+    ended = workspace.retrain("experiment=smoke", expect=2, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert "MLflow must answer at http://127.0.0.1:9" in ended.stderr.strip().splitlines()[-1]
+    assert not workspace.outputs("base")
+
+
+@pytest.mark.slow
+def test_an_unreadable_pin_is_told(new_workspace) -> None:
+    workspace = new_workspace()
+    (workspace.root / "data.dvc").write_text("outs: 3\n")
+    ended = workspace.retrain("experiment=smoke", expect=2)
+    assert "data.dvc must be a DVC file" in ended.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_told(new_workspace) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ended = new_workspace().run("flows.ui", str(taken.getsockname()[1]), expect=2)
+    assert "must be free" in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_text_file_as_a_picture_is_told(finished, tmp_path) -> None:
+    for name in "ab":
+        (tmp_path / "support" / name).mkdir(parents=True)
+        (tmp_path / "support" / name / "0.png").write_text("not a picture")
+    (tmp_path / "query").mkdir()
+    arguments = [f"{k}={tmp_path / k}" for k in ("support", "query")] + [f"out={tmp_path / 'out.csv'}"]
+    ended = finished.run("flows.adapt", "model=models:/glyphs@champion", *arguments, expect=2)
+    assert "must be a PNG, JPEG or WebP picture" in ended.stderr
+    assert not (tmp_path / "out.csv").exists()

@@ -1,0 +1,210 @@
+"""The whole chain on the smoke experiment, through the commands that a user types."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from workspace import SMOKE, Workspace
+
+STAGES = ["tasksets", "tasksets-final", "base", "teacher", "student-0", "student-1", "student-2", "fused", "evaluation"]
+
+
+def runs_of(workspace: Workspace) -> list:
+    client = workspace.mlflow()
+    experiment = client.get_experiment_by_name("glyphs")
+    return client.search_runs([experiment.experiment_id], max_results=1000)
+
+
+def test_the_first_run_ends_with_the_table_and_a_champion(finished: Workspace) -> None:
+    out = finished.first.stdout
+    for role in ("pixels", "scratch", "base-unadapted", "base", "teacher", "student-2", "fused", "chance"):
+        assert f"\n {role} " in out, role
+    assert "cached: nothing" in out
+    assert "glyphs version 1 is champion: there was no champion" in out
+
+
+def test_a_normal_run_warns_of_nothing(finished: Workspace) -> None:
+    told = finished.first.stdout + finished.first.stderr
+    assert "Warning" not in told
+    assert "Traceback" not in told
+
+
+def test_the_run_tree_has_the_tags_and_metrics_of_the_design(finished: Workspace) -> None:
+    runs = runs_of(finished)
+    parent = next(r for r in runs if r.data.tags["stage"] == "retrain")
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(r.data.tags["stage"] for r in children) == sorted(
+        ["tasksets", "tasksets", "base", "teacher", "student", "student", "student", "fused", "evaluate"]
+    )
+    for tag in ("data.md5", "fingerprint", "git.commit", "prefect.flow_run_id"):
+        assert all(tag in r.data.tags for r in [parent, *children]), tag
+    for name in STAGES:
+        assert parent.data.tags[f"stage.{name}.cached"] == "false"
+        assert parent.data.tags[f"stage.{name}.run_id"] in {r.info.run_id for r in children}
+    for role in ("teacher", "student", "fused"):
+        run = next(r for r in children if r.data.tags["stage"] == role)
+        assert {"test/5w1s/accuracy", "test/5w1s/accuracy_ci95", "test/5w1s/ece", "val/accuracy"} <= set(run.data.metrics), role
+    assert {"test/5w1s/accuracy", "test/5w1s/teacher/accuracy", "test/5w1s/fused-minus-student-best/accuracy_ci95"} <= set(parent.data.metrics)
+    assert parent.data.params["learner.name"] == "protonet"
+    inputs = finished.mlflow().get_run(parent.info.run_id).inputs.dataset_inputs
+    assert [i.dataset.name for i in inputs] == ["glyphs"]
+
+
+def test_every_epoch_is_in_mlflow_once(finished: Workspace) -> None:
+    base = next(r for r in runs_of(finished) if r.data.tags["stage"] == "base")
+    history = finished.mlflow().get_metric_history(base.info.run_id, "train/loss")
+    assert [m.step for m in history if m.step > 0] == [40, 80, 120]
+
+
+def test_all_learners_see_the_same_fixed_tasks(finished: Workspace) -> None:
+    import pyarrow.parquet as pq
+
+    folder = next((finished.root / "mlruns/stages/evaluate").glob("*/scores-test.parquet"))
+    scores = pq.read_table(folder).to_pandas()
+    tasks = scores[(scores.setting == "5w1s") & (scores.role != "scratch")].groupby("role").group.apply(list)
+    assert all(t == tasks["teacher"] for t in tasks)
+    means = scores[(scores.setting == "5w1s") & (scores.role == "fused")].accuracy.mean()
+    assert means == pytest.approx(finished.metrics()["test/5w1s/fused/accuracy"], abs=1e-12)
+
+
+def test_students_have_at_most_a_quarter_of_the_default_teachers_parameters() -> None:
+    from components.networks import build_backbone
+    from flows.config import load
+
+    config = load()
+    teacher = sum(p.numel() for p in build_backbone(config.backbone, (1, 28, 28)).parameters())
+    for i in range(config.student.count):
+        assert sum(p.numel() for p in build_backbone(config.student.backbone(i), (1, 28, 28)).parameters()) <= teacher / 4
+
+
+def test_an_unchanged_second_run_trains_nothing(finished: Workspace) -> None:
+    before = finished.metrics()
+    again = finished.retrain(SMOKE)
+    assert "ran: nothing" in again.stdout
+    assert f"cached: {', '.join(STAGES)}" in again.stdout
+    assert "epoch" not in again.stderr
+    assert finished.metrics() == before
+    newest = max((r for r in runs_of(finished) if r.data.tags["stage"] == "retrain"), key=lambda r: r.info.start_time)
+    assert newest.data.tags["stage.teacher.cached"] == "true"
+
+
+def test_data_and_pin_are_clean_after_a_run(finished: Workspace) -> None:
+    assert (finished.root / "data.dvc").read_bytes() == (Path(__file__).parent.parent / "data.dvc").read_bytes()
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status"], cwd=finished.root, env=finished.environment | {"DVC_NO_ANALYTICS": "1"}, capture_output=True, text=True
+    )
+    assert "up to date" in status.stdout, status.stdout + status.stderr
+
+
+def test_a_dry_run_says_what_would_run_and_which_key_changed(finished: Workspace) -> None:
+    unchanged = finished.run("flows.retrain", SMOKE, "--dry-run").stdout.splitlines()
+    assert [line.split()[:2] for line in unchanged] == [[name, "cached"] for name in STAGES]
+    changed = finished.run("flows.retrain", SMOKE, "learner.fit.lr=0.003", "--dry-run").stdout
+    verdict = {line.split()[0]: line for line in changed.splitlines()}
+    assert verdict["base"].split()[1] == "cached"
+    assert verdict["teacher"].split()[1] == "run"
+    assert "learner.fit.lr 0.002 -> 0.003" in verdict["teacher"]
+    assert "last time" in verdict["teacher"]
+
+
+def test_a_damaged_output_is_noticed_and_made_again_to_the_last_bit(finished: Workspace) -> None:
+    teacher = next((finished.root / "mlruns/stages/teacher").glob("*/learner.safetensors"))
+    good = teacher.read_bytes()
+    teacher.write_bytes(good[:-10])
+    again = finished.retrain(SMOKE)
+    assert "ran: teacher (" in again.stdout
+    assert "student-0" not in again.stdout.split("ran: ")[1].splitlines()[0]
+    assert teacher.read_bytes() == good
+
+
+def test_the_registered_model_takes_any_way_and_shot_and_holds_no_pickle(finished: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{finished.root / 'mlruns' / 'mlflow.db'}")
+    model = mlflow.pyfunc.load_model("models:/glyphs@champion")
+    pool = np.load(finished.root / "data/glyphs/inputs.npy", mmap_mode="r")
+    for way, shot, queries in ((2, 1, 1), (7, 3, 10)):
+        items = np.stack([pool[c * 20 + i] for c in range(way) for i in range(shot)])
+        out = model.predict({"support_x": items, "support_y": np.repeat(np.arange(way), shot), "query_x": np.asarray(pool[:queries])})
+        assert out.shape == (queries, way)
+        assert np.allclose(out.sum(1), 1, atol=1e-5)
+    with pytest.raises(Exception, match="shape"):
+        model.predict({"support_x": items[:, :20], "support_y": np.repeat(np.arange(way), shot), "query_x": items})
+    files = [p.name for p in (finished.root / "mlruns").rglob("*") if p.is_file()]
+    assert not [f for f in files if f.endswith((".pkl", ".pickle", ".pt", ".pth"))]
+
+
+def test_adapt_names_new_pictures_from_a_folder_of_examples(finished: Workspace, tmp_path: Path) -> None:
+    pool = np.load(finished.root / "data/glyphs/inputs.npy", mmap_mode="r")
+    for c, name in enumerate("ab"):
+        (tmp_path / "support" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(255 - pool[c * 20 + i]).resize((80, 80)).save(tmp_path / "support" / name / f"{i}.png")
+    (tmp_path / "query").mkdir()
+    for i in range(4):
+        Image.fromarray(np.asarray(pool[i])).save(tmp_path / "query" / f"{i}.png")
+    arguments = [f"{k}={tmp_path / k}" for k in ("support", "query")] + [f"out={tmp_path / 'out.csv'}"]
+    finished.run("flows.adapt", "model=models:/glyphs@champion", *arguments)
+    lines = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
+    assert lines[0] == ["file", "class", "probability", "a", "b"]
+    assert [line[0] for line in lines[1:]] == ["0.png", "1.png", "2.png", "3.png"]
+    assert all(float(line[3]) + float(line[4]) == pytest.approx(1, abs=2e-4) for line in lines[1:])
+    assert any(r.data.tags["stage"] == "adapt" for r in runs_of(finished))
+
+
+def test_evaluate_repeats_the_pipelines_own_score(finished: Workspace) -> None:
+    out = finished.run("flows.evaluate", "model=models:/glyphs@champion", "domain=glyphs", SMOKE).stdout
+    wanted = 100 * finished.metrics()["test/5w1s/fused/accuracy"]
+    assert f"5w1s: model {wanted:.2f}" in out
+
+
+@pytest.mark.slow
+def test_promotion_refuses_an_equal_model_and_goes_back_by_hand(finished: Workspace) -> None:
+    out = finished.retrain(SMOKE, "student.count=1").stdout
+    assert "glyphs version 2" in out
+    assert "fused - champion on the gate split" in out
+    finished.run("flows.promote", "model=glyphs", "version=2")
+    assert finished.mlflow().get_model_version_by_alias("glyphs", "champion").version == "2"
+    finished.run("flows.promote", "model=glyphs", "version=1")
+    assert finished.mlflow().get_model_version_by_alias("glyphs", "champion").version == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["maml", "fomaml", "meta_sgd"])
+def test_the_chain_runs_with_every_teacher(finished: Workspace, learner: str) -> None:
+    small = ["learner.fit.steps=6", "learner.fit.epoch_steps=3", "learner.tasks_per_step=2"]
+    out = finished.retrain(SMOKE, f"learner={learner}", *small).stdout
+    assert "base" in out.split("cached: ")[1].splitlines()[0]  # ten learners share one pre-training
+    roles = json.loads(
+        next(p for p in (finished.root / "mlruns/stages/teacher").glob("*/roles.json") if learner in p.with_name("learner.json").read_text()).read_text()
+    )
+    assert roles["theta_fixed"] is False
+    assert bool(roles["theta_meta"]) == (learner == "meta_sgd")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["threads", "dask"])
+def test_students_side_by_side_equal_students_one_by_one(finished: Workspace, tmp_path: Path, runner: str) -> None:
+    wanted = {p.parent.name: p.read_bytes() for p in (finished.root / "mlruns/stages/student").glob("*/learner.safetensors")}
+    kept = tmp_path / "student"
+    shutil.move(finished.root / "mlruns/stages/student", kept)
+    finished.retrain(SMOKE, f"trainer.runner={runner}")
+    made = {p.parent.name: p.read_bytes() for p in (finished.root / "mlruns/stages/student").glob("*/learner.safetensors")}
+    assert len(made) == 3
+    assert all(wanted[name] == weights for name, weights in made.items())
+    shutil.copytree(kept, finished.root / "mlruns/stages/student", dirs_exist_ok=True)
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_as_sibling_runs_under_one_parent(finished: Workspace) -> None:
+    finished.run("flows.retrain", SMOKE, "fusion.mode=average,weights", "--multirun")
+    runs = runs_of(finished)
+    sweep = next(r for r in runs if r.data.tags["stage"] == "sweep")
+    siblings = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == sweep.info.run_id]
+    assert sorted(r.data.params["fusion.mode"] for r in siblings) == ["average", "weights"]
+    assert {r.info.status for r in [sweep, *siblings]} == {"FINISHED"}
