@@ -43,11 +43,14 @@ class ConvNet(nn.Module):
         self.dim = section.widths[-1] * (1 if self.average else area)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels last is what the CPU's convolutions want here: measured 1.5 to 2 times faster than the default layout.
-        x = x.contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x)
         return x.mean((2, 3)) if self.average else x.flatten(1)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Lay pictures [N, C, H, W] out channels last: measured 1.5 to 2 times faster training on two cores. Not for use under vmap."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def build_backbone(section: BackboneSection, input_shape: tuple[int, ...]) -> ConvNet:

@@ -178,7 +178,7 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
         for number, point in enumerate(points, 1):
             print(f"sweep {number}/{len(points)}: {' '.join(point)}", file=sys.stderr, flush=True)
             try:
-                retrain(point, sweep)
+                retrain(point, sweep=sweep)
             except Exception as error:
                 failed.append(f"{' '.join(point)}: {error}")
     if failed:

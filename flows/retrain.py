@@ -20,22 +20,25 @@ from flows.versions import pin_data
 
 
 def _name() -> str:
-    config = load(runtime.flow_run.parameters.get("overrides") or [])
+    given = runtime.flow_run.parameters
+    config = load([*(given.get("preset") or []), *(given.get("overrides") or [])])
     return f"{config.registry.model}-seed{config.seed}-{config.experiment}"
 
 
 @flow(name="retrain", flow_run_name=_name, persist_result=False)
-def retrain(overrides: list[str] | None = None, sweep: str | None = None) -> dict[str, Any]:
+def retrain(overrides: list[str] | None = None, preset: list[str] | None = None, sweep: str | None = None) -> dict[str, Any]:
     """Retrain on the current data and promote the result if it has earned it.
 
     Args:
         overrides: config choices and values, such as ["learner=maml", "seed=1"]; empty for the default experiment.
+        preset: choices that come before the overrides; a deployment's own.
         sweep: id of the MLflow run to file this pipeline under; set by --multirun.
     """
-    config = load(overrides or [])
+    overrides = [*(preset or []), *(overrides or [])]
+    config = load(overrides)
     check(config)
     experiment = tracking.open_store(config.registry.model)
-    tags = stages.environment_tags(runtime.flow_run.id) | {"stage": "retrain", "overrides": " ".join(overrides or [])}
+    tags = stages.environment_tags(runtime.flow_run.id) | {"stage": "retrain", "overrides": " ".join(overrides)}
     with tracking.run(experiment, f"{config.experiment}-seed{config.seed}", tags, sweep) as run_id:
         pool = pin_data(config.domain, config.data.pin, config.data.write_pin, config.mirror)
         plan, outside = registry.planned(config, pool.md5)

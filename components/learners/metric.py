@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from components.learners.learner import Adapted, Learner, class_means
 from components.learners.options import ProtoNetOptions
+from components.networks import channels_last
 from components.tasks import Examples
 
 
@@ -35,7 +36,7 @@ class ProtoNet(Learner):
         return self
 
     def encode(self, x: Tensor) -> Tensor:
-        features = self.backbone(x)
+        features = self.backbone(channels_last(x))
         return F.normalize(features, dim=-1) if self.cosine else features
 
     def adapt_features(self, support: Examples) -> Adapted:
@@ -64,7 +65,7 @@ class CosineBase(Learner):
         self.log_scale = nn.Parameter(torch.tensor(math.log(options["scale"])))
 
     def encode(self, x: Tensor) -> Tensor:
-        return F.normalize(self.backbone(x), dim=-1)
+        return F.normalize(self.backbone(channels_last(x)), dim=-1)
 
     def classify(self, x: Tensor) -> Tensor:
         """Return logits [N, classes] over the training classes for inputs [N, ...]."""

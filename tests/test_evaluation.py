@@ -1,0 +1,103 @@
+"""Statistics against known answers: intervals, calibration, pairing."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+from components.domains.pool import Pool
+from components.evaluation import BINS, Scores, interval, paired, score
+from components.learners import store
+from components.learners.reference import Pixels
+from components.tasksets import batch, read_table
+from components.validation import Validation, calibrate, encode_items, validate
+
+
+def test_with_one_group_the_interval_is_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(0.7, 0.1, 1_000)
+    mean, half = interval(values, np.zeros(1_000), 4_000, 0)
+    assert mean == values.mean()
+    assert half == pytest.approx(1.96 * values.std() / np.sqrt(1_000), rel=0.05)
+
+
+def test_groups_that_differ_widen_the_interval() -> None:
+    random = np.random.default_rng(1)
+    groups = np.repeat(np.arange(7), 140)
+    values = random.normal(0.7, 0.05, 980) + np.linspace(-0.1, 0.1, 7)[groups]
+    assert interval(values, groups, 2_000, 0)[1] > 5 * interval(values, np.zeros(980), 2_000, 0)[1]
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    random, hits = np.random.default_rng(2), 0
+    groups = np.repeat(np.arange(20), 20)
+    for trial in range(200):
+        values = random.normal(0, 0.1, 20)[groups] + random.normal(0, 0.1, 400)
+        mean, half = interval(values, groups, 300, trial)
+        hits += abs(mean) <= half
+    assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_the_interval_is_the_same_every_time() -> None:
+    values, groups = np.random.default_rng(3).random(100), np.arange(100) % 4
+    assert interval(values, groups, 500, 7) == interval(values, groups, 500, 7)
+
+
+def test_ece_of_a_hand_made_diagram() -> None:
+    bins = np.zeros((BINS, 3))
+    bins[7] = (10, 5.0, 4.0)  # ten queries at confidence 0.5, four right
+    bins[14] = (30, 29.0, 30.0)
+    assert Scores(np.zeros(1), np.zeros(1), bins).ece == pytest.approx((1.0 + 1.0) / 40)
+
+
+def test_differences_are_paired_task_by_task() -> None:
+    a = Scores(np.array([0.5, 0.9, 0.7]), np.array([0, 1, 1]), np.zeros((BINS, 3)))
+    b = Scores(np.array([0.4, 1.0]), np.array([0, 1]), np.zeros((BINS, 3)))
+    values, groups = paired(a, b)
+    assert np.allclose(values, [0.1, -0.1]) and groups.tolist() == [0, 1]
+
+
+def test_scores_equal_a_loop_over_raw_tasks(small_pool: Pool, small_tasksets) -> None:
+    learner = Pixels()
+    found = score(learner, Validation(small_pool, small_tasksets, "test-4w2s"))
+    table = read_table(small_tasksets, "test-4w2s")
+    items = torch.from_numpy(np.array(small_pool.inputs)).unsqueeze(1).float() / 255
+    for row in range(len(table)):
+        task = batch(table, np.array([row]), items)
+        hits = learner.predict(learner.adapt(task.support), task.query.x).argmax(-1) == task.query.y
+        assert found.accuracy[row] == pytest.approx(hits.double().mean().item())
+    assert found.bins[:, 0].sum() == len(table) * 12
+    assert found.bins[:, 2].sum() == pytest.approx(found.accuracy.sum() * 12)
+
+
+def test_calibration_finds_the_temperature_of_least_loss_and_keeps_the_choices(small_pool: Pool, small_tasksets) -> None:
+    learner, validation = Pixels(), Validation(small_pool, small_tasksets)
+    before = validate(learner, validation)
+    found = calibrate(learner, validation)
+    after = validate(learner, validation)
+    assert after["accuracy"] == before["accuracy"] and after["loss"] < before["loss"]
+    features = encode_items(learner, validation.items)
+    parts = [(learner.predict_features(learner.adapt_features(t.support), t.query.x), t.query.y) for t in validation.task_batches(features)]
+    logits, labels = torch.cat([x.flatten(0, 1) for x, _ in parts]), torch.cat([y.flatten() for _, y in parts])
+    loss = lambda log_t: torch.nn.functional.cross_entropy(logits / np.exp(log_t), labels).item()  # noqa: E731
+    best = minimize_scalar(loss, bounds=(-4, 6), method="bounded", options={"xatol": 1e-6})
+    assert np.log(found) == pytest.approx(best.x, abs=1e-2)
+
+
+def test_promotion_needs_the_whole_interval_above_the_margin() -> None:
+    from flows.promotion import EVIDENCE, judge
+
+    gap = {EVIDENCE: 0.02, f"{EVIDENCE}_ci95": 0.015}
+    assert judge(gap, True, 0, 0.0)[0]
+    assert not judge(gap, True, 0, 0.01)[0]
+    assert not judge(gap | {f"{EVIDENCE}_ci95": 0.03}, True, 0, 0.0)[0]
+    assert judge({}, False, 0, 0.0) == (True, "there was no champion")
+    refused, reason = judge(gap, True, 12, 0.0)
+    assert not refused and "trained on 12" in reason
+
+
+def test_a_batch_norm_network_scores_the_same_in_any_batch(small_pool: Pool, small_tasksets) -> None:
+    from test_learners import spec
+
+    learner = store.build(spec("protonet"))
+    validation = Validation(small_pool, small_tasksets, "test-4w2s")
+    assert (score(learner, validation, size=3).accuracy == score(learner, validation, size=40).accuracy).all()

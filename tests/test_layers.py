@@ -1,0 +1,101 @@
+"""The shape of the house: who may import whom, read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    {"contracts", "tasks", "networks", "draws"},
+    {"domains", "learners"},
+    {"tasksets", "batches", "validation", "distillation", "fusion"},
+    {"training", "evaluation", "serving", "examination"},
+    {"launch"},
+]
+FILES = sorted([*ROOT.glob("components/**/*.py"), *ROOT.glob("flows/*.py")])
+
+
+def imports(path: Path, top_level_only: bool = False) -> list[str]:
+    """Return the modules that a file imports."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append(node.module)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def layer(module: str) -> int | None:
+    name = module.split(".")[1] if module.count(".") else ""
+    return next((i for i, names in enumerate(LAYERS) if name in names), None)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("components/**/*.py")), ids=str)
+def test_components_never_look_up(path: Path) -> None:
+    own = layer(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for module in imports(path):
+        assert module.split(".")[0] not in ("flows", "prefect", "hydra", "omegaconf", "dvc"), module
+        if module.startswith("components.") and own is not None and layer(module) is not None:
+            assert layer(module) <= own, f"{path.name} imports {module}, a layer above it"
+
+
+def test_components_have_no_cycles() -> None:
+    graph = {}
+    for path in ROOT.glob("components/**/*.py"):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        graph[name] = {m for m in imports(path, top_level_only=True) if m.startswith("components.")}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name not in done and name in graph:
+            for child in graph[name]:
+                visit(child, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("flows/*.py")), ids=str)
+def test_flows_load_no_torch_at_module_level(path: Path) -> None:
+    heavy = {m.split(".")[0] for m in imports(path, top_level_only=True)} & {"torch", "pytorch_lightning", "mlflow", "dvc"}
+    assert not heavy
+    if path.name != "config.py":
+        assert not {m.split(".")[0] for m in imports(path)} & {"hydra", "omegaconf"}
+
+
+@pytest.mark.parametrize("name", ["contracts.py", "domains/options.py", "learners/options.py"])
+def test_contracts_and_options_need_the_standard_library_alone(name: str) -> None:
+    for module in imports(ROOT / "components" / name):
+        assert module.split(".")[0] in sys.stdlib_module_names or module.startswith("components.contracts"), module
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_says_what_it_is_and_stays_short(path: Path) -> None:
+    text = path.read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), "no docstring"
+    assert len(text.splitlines()) <= 450
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_no_global_random_numbers(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            call = ast.unparse(node.func)
+            assert call not in ("np.random.seed", "random.seed", "seed_everything", "pl.seed_everything")
+            assert call != "torch.manual_seed" or path.name == "store.py"
+
+
+def test_every_experiment_composes() -> None:
+    from flows.config import groups, load
+
+    for group, choices in groups().items():
+        for choice in choices:
+            load([f"{group}={choice}"])

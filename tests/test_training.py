@@ -1,0 +1,115 @@
+"""Fits: the same batches on any number of processes, exact resume, damaged checkpoints, losses that blow up."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components.batches import ItemBatches, TaskBatches
+from components.contracts import AugmentSection, FitJob, FitSection
+from components.domains import images
+from components.domains.pool import Pool
+from components.launch import fit
+from components.tasksets import read_table
+from flows.config import load
+
+AUGMENT = AugmentSection(9, 0.15, 0.15, 0.05, 0.03)
+CONFIG = load(["experiment=smoke"])
+SECTION = FitSection(steps=12, epoch_steps=3, lr=0.005, weight_decay=0.01)
+
+
+def job(pool: Pool, tasksets: Path, folder: Path, objective: str, **more) -> FitJob:
+    backbone = replace(CONFIG.backbone, widths=[4, 6, 8, 8])
+    made = FitJob(
+        objective=objective, out=str(folder / "out"), state=str(folder / "state"), pool=str(pool.path), tasksets=str(tasksets), seed=0,
+        domain=CONFIG.domain, backbone=backbone, fit=SECTION, trainer=replace(CONFIG.trainer, threads=1), base=replace(CONFIG.base, batch=64),
+        learner=CONFIG.student.learner, student=CONFIG.student, tasks_per_step=2,
+    )  # fmt: skip
+    return replace(made, **more)
+
+
+def outcome(folder: Path, metrics: dict[str, float]) -> tuple[bytes, dict[str, float]]:
+    return (folder / "out" / "learner.safetensors").read_bytes(), {k: v for k, v in metrics.items() if not k.endswith("/seconds")}
+
+
+def test_two_processes_make_the_batch_of_one(small_pool: Pool, small_tasksets: Path) -> None:
+    items = ItemBatches(small_pool, 4, 128, 3, AUGMENT)
+    whole, labels = items(5, 0, 1)
+    parts = [items(5, rank, 2) for rank in (0, 1)]
+    shards = [torch.cat(pair) for pair in zip(*(x.split(32) for x, _ in parts), strict=True)]
+    assert torch.equal(torch.cat(shards), whole)
+    assert sorted(torch.cat([y for _, y in parts]).tolist()) == sorted(labels.tolist())
+    drawn = TaskBatches(small_pool, read_table(small_tasksets, "train"), 4, 3, AUGMENT)
+    one, ranks = drawn(7, 0, 1), [drawn(7, rank, 2) for rank in (0, 1)]
+    for i in range(4):
+        assert torch.equal(one.query.x[i], ranks[i % 2].query.x[i // 2])
+    assert not torch.equal(one.query.x, drawn(8, 0, 1).query.x)
+
+
+def test_labels_name_class_and_turn(small_pool: Pool) -> None:
+    x, y = ItemBatches(small_pool, 4, 64, 0, AugmentSection(0, 0, 0, 0, 0))(0, 0, 1)
+    classes = small_pool.split("train")
+    for picture, label in zip(x[:10], y[:10], strict=True):
+        own = small_pool.items(classes[[label // 4]])
+        turned = np.stack([np.rot90(np.asarray(small_pool.inputs[i]), int(label) % 4) for i in own]) / 255
+        assert abs(turned - picture[0].numpy()).max((1, 2)).min() < 1e-4
+
+
+def test_no_augmentation_is_the_identity_and_some_is_not() -> None:
+    x = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(images.augment(x, AugmentSection(0, 0, 0, 0, 0), torch.Generator()), x, atol=1e-4)
+    first, second = (images.augment(x, AUGMENT, torch.Generator().manual_seed(s)) for s in (1, 1))
+    assert torch.equal(first, second) and not torch.allclose(first, x, atol=0.1)
+
+
+class StopNow(Exception):
+    """Stands for a kill at the end of an epoch."""
+
+
+@pytest.mark.parametrize("objective", ["base", "meta", "distill"])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interrupted_fit_ends_as_an_undisturbed_one(small_pool: Pool, small_tasksets: Path, tmp_path: Path, objective: str, damaged: bool) -> None:
+    more = {}
+    if objective == "distill":
+        fit(job(small_pool, small_tasksets, tmp_path / "teacher", "meta"), lambda *_: None, "teacher")
+        more = {"teacher": str(tmp_path / "teacher" / "out")}
+    wanted = outcome(tmp_path / "a", fit(job(small_pool, small_tasksets, tmp_path / "a", objective, **more), lambda *_: None, "a"))
+    disturbed = job(small_pool, small_tasksets, tmp_path / "b", objective, **more)
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 9:
+            raise StopNow
+
+    with pytest.raises(StopNow):
+        fit(disturbed, stop, "b")
+    newest = tmp_path / "b" / "state" / "state.ckpt"
+    if damaged:
+        newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    told = []
+    found = outcome(tmp_path / "b", fit(disturbed, lambda step, _: told.append(step), "b"))
+    assert found[0] == wanted[0]
+    assert found[1] == wanted[1]
+    assert told == [3, 6, 9, 12]  # the epochs before the stop are told again, once each
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    wild = job(small_pool, small_tasksets, tmp_path, "base", fit=replace(SECTION, lr=1e30))
+    with pytest.raises(FloatingPointError, match="Lower lr"):
+        fit(wild, lambda *_: None, "wild")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_gloo_processes_reach_the_weights_of_one(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    learner = replace(CONFIG.learner, start="scratch", options=CONFIG.learner.options | {"norm": "running"})
+    for name, devices in (("one", 1), ("two", 2)):
+        trainer = replace(CONFIG.trainer, threads=1, devices=devices)
+        fit(job(small_pool, small_tasksets, tmp_path / name, "meta", learner=learner, trainer=trainer), lambda *_: None, name)
+    one, two = (load_file(tmp_path / name / "out" / "learner.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        if name != "temperature":  # a search on validation tasks, not a weight
+            assert np.allclose(value, two[name], atol=1e-5), name
