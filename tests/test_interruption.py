@@ -1,6 +1,7 @@
 """Killed in the middle, started again: the same metrics to the last digit. Two processes instead of one: the flow runs once."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -43,9 +44,7 @@ def test_two_processes_train_one_flow_run_and_the_same_teacher(new_workspace) ->
     one.retrain(SMOKE, *LONGER, "learner.options.norm=running")
     two: Workspace = new_workspace()
     for stage in ("tasksets", "base"):  # the same start: batch statistics of pre-training are those of one process
-        os.system(
-            f"cp -r {one.root}/mlruns/stages/{stage} {two.root}/mlruns/stages/ 2>/dev/null || (mkdir -p {two.root}/mlruns/stages && cp -r {one.root}/mlruns/stages/{stage} {two.root}/mlruns/stages/)"
-        )
+        shutil.copytree(one.root / "mlruns/stages" / stage, two.root / "mlruns/stages" / stage)
     out = two.retrain(SMOKE, *LONGER, "learner.options.norm=running", "trainer=ddp_sim")
     assert "cached: tasksets, tasksets-final, base" in out.stdout  # device count is in no key
     client = two.mlflow()

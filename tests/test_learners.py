@@ -193,7 +193,7 @@ def test_a_stored_learner_predicts_the_same(name: str, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["learner.json", "learner.safetensors"]
     weights = tmp_path / "learner.safetensors"
     weights.write_bytes(weights.read_bytes()[:-20])
-    with pytest.raises(InputError, match="learner.safetensors"):
+    with pytest.raises(InputError, match="learner"):
         store.load(tmp_path)
 
 

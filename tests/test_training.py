@@ -64,7 +64,7 @@ def test_no_augmentation_is_the_identity_and_some_is_not() -> None:
     assert torch.equal(first, second) and not torch.allclose(first, x, atol=0.1)
 
 
-class StopNow(Exception):
+class StopError(Exception):
     """Stands for a kill at the end of an epoch."""
 
 
@@ -80,9 +80,9 @@ def test_an_interrupted_fit_ends_as_an_undisturbed_one(small_pool: Pool, small_t
 
     def stop(step: int, metrics: dict[str, float]) -> None:
         if step == 9:
-            raise StopNow
+            raise StopError
 
-    with pytest.raises(StopNow):
+    with pytest.raises(StopError):
         fit(disturbed, stop, "b")
     newest = tmp_path / "b" / "state" / "state.ckpt"
     if damaged:

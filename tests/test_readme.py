@@ -1,0 +1,53 @@
+"""Every command of the README is run by a test, and the README stays short."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from workspace import SMOKE, Workspace
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
+PYTHON = [c.removeprefix(".venv/bin/python -m ") for c in COMMANDS if c.startswith(".venv/bin/python")]
+# Run with a server by test_deployments.py, with its own ports and names.
+SERVED = [c for c in COMMANDS if c.startswith("prefect ")]
+MAKE = [c for c in COMMANDS if c.startswith("make ")]
+
+
+def test_the_readme_stays_short_and_every_command_has_its_test() -> None:
+    assert len(README.splitlines()) <= 150
+    assert set(COMMANDS) == {*MAKE, *SERVED, *(f".venv/bin/python -m {c}" for c in PYTHON)}
+    told = (ROOT / "tests" / "test_deployments.py").read_text()
+    for command in SERVED:
+        for word in command.replace("--no-prompt", "").split()[1:3]:
+            assert word.strip("'") in told, command
+
+
+@pytest.mark.parametrize("command", [*MAKE, "make ui", "make check", "make test-all", "make bench", "make help"])
+def test_make_knows_the_command(command: str) -> None:
+    subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_links_and_files_named_in_the_readme_exist() -> None:
+    for name in re.findall(r"`((?:flows|components|conf|tests|benchmarks|mlruns)/[\w./]*|prefect\.yaml|data\.dvc)`", README):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", PYTHON)
+def test_a_command_of_the_readme_runs(finished: Workspace, command: str) -> None:
+    module, *arguments = command.split()
+    pool = np.load(finished.root / "data/glyphs/inputs.npy", mmap_mode="r")
+    for folder, first in (("examples/a", 0), ("examples/b", 20), ("unknown", 40)):
+        (finished.root / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(pool[first])).save(finished.root / folder / "1.png")
+    if "<run" in command:
+        client = finished.mlflow()
+        runs = client.search_runs([client.get_experiment_by_name("glyphs").experiment_id])
+        run = next(r.info.run_id for r in runs if r.data.tags["stage"] == "retrain" and "data.md5" in r.data.tags)
+        arguments = [f"data.pin={run}", SMOKE]
+    assert finished.run(module, *arguments).stdout

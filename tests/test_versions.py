@@ -1,0 +1,128 @@
+"""Versions of the data: pinned, damaged, lost, changed, brought back; with a real DVC cache and a real remote."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components.contracts import DomainSection, InputError, SplitsSection
+from components.domains import DOMAINS, glyphs
+from components.domains.options import OPTIONS
+from flows import paths, versions
+from flows.config import load
+from flows.versions import current_digest, pin_data, read_pin, tree_md5
+
+FEW = {"leave_out": [s for s in glyphs.SCRIPTS if s not in ("Hebrew", "Ogham", "Coptic", "Lisu")], "items_per_class": 2}
+
+
+def domain(**source) -> DomainSection:
+    section = load().domain
+    splits = SplitsSection(val=["Ogham"], gate=["Coptic"], test=["Hebrew"])
+    return replace(section, source=section.source | FEW | source, splits=splits)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project with a DVC repository, a local remote, and the small pool pinned and committed."""
+    root = tmp_path / "project"
+    (root / ".dvc").mkdir(parents=True)
+    (root / ".dvc" / "config").write_text(f"[core]\n    analytics = false\n    remote = store\n['remote \"store\"']\n    url = {tmp_path / 'remote'}\n")
+    monkeypatch.setenv("FEWLOOP_ROOT", str(root))
+    pin_data(domain(), None, True, None)
+    git("init", "-q")
+    git("add", "data.dvc")
+    git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "pin")
+    return root
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=paths.root(), capture_output=True, text=True, check=True).stdout
+
+
+def test_data_that_match_the_pin_are_left_alone(project: Path) -> None:
+    pinned = pin_data(domain(), None, True, None)
+    assert (pinned.how, pinned.new) == ("already there", False)
+    assert pinned.md5 == tree_md5(project / "data/glyphs") == read_pin((project / "data.dvc").read_text())[1]["glyphs"]
+
+
+@pytest.mark.parametrize("harm", ["changed", "deleted", "emptied"])
+def test_damaged_data_are_noticed_and_restored(project: Path, harm: str) -> None:
+    folder = project / "data/glyphs"
+    before = tree_md5(folder)
+    if harm == "changed":
+        raw = bytearray((folder / "inputs.npy").read_bytes())
+        raw[-1] ^= 1
+        (folder / "inputs.npy").write_bytes(raw)
+    elif harm == "deleted":
+        (folder / "classes.parquet").unlink()
+    else:
+        shutil.rmtree(folder)
+    pinned = pin_data(domain(), None, True, None)
+    assert pinned.how == "restored by DVC"
+    assert tree_md5(folder) == before
+
+
+def test_a_lost_cache_is_filled_from_the_remote(project: Path) -> None:
+    before = tree_md5(project / "data/glyphs")
+    shutil.rmtree(project / "data")
+    shutil.rmtree(project / ".dvc/cache")
+    assert pin_data(domain(), None, True, None).how == "restored by DVC"
+    assert tree_md5(project / "data/glyphs") == before
+
+
+def test_without_cache_and_remote_the_source_gives_the_pinned_bytes(project: Path) -> None:
+    for lost in (project / "data", project / ".dvc/cache", project.parent / "remote"):
+        shutil.rmtree(lost)
+    pin = (project / "data.dvc").read_bytes()
+    pinned = pin_data(domain(), None, True, None)
+    assert (pinned.how, pinned.new) == ("built from its source, equal to the pin", False)
+    assert (project / "data.dvc").read_bytes() == pin
+
+
+def test_other_options_are_a_new_version_and_the_old_one_comes_back(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = pin_data(domain(), None, True, None)
+    assert current_digest(domain(render_seed=5), None) is None  # not known before it is built
+    second = pin_data(domain(render_seed=5), None, True, None)
+    assert second.new and second.md5 != first.md5
+    assert "NEW DATA VERSION" in capsys.readouterr().err
+    assert git("status", "--short", "data.dvc").strip() == "M data.dvc"
+    old = pin_data(domain(), "HEAD", False, None)  # by git revision
+    assert old.md5 == first.md5 == tree_md5(project / "data/glyphs")
+    kept = project.parent / "kept.dvc"
+    kept.write_text(second.pin)
+    assert pin_data(domain(), str(kept), False, None).md5 == second.md5  # by a run's pin file
+
+
+def test_a_deployed_run_leaves_the_pin_file_alone(project: Path) -> None:
+    before = (project / "data.dvc").read_bytes()
+    pinned = pin_data(domain(render_seed=6), None, False, None)
+    assert (project / "data.dvc").read_bytes() == before
+    assert read_pin(pinned.pin)[1]["glyphs"] == pinned.md5 != read_pin(before.decode())[1]["glyphs"]
+
+
+def test_a_second_domain_changes_nothing_of_the_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tree_md5(project / "data/glyphs")
+    monkeypatch.setitem(DOMAINS, "letters", "components.domains.glyphs")
+    monkeypatch.setitem(OPTIONS, "letters", OPTIONS["glyphs"])
+    added = pin_data(replace(domain(render_seed=9), name="letters"), None, True, None)
+    held = read_pin((project / "data.dvc").read_text())[1]
+    assert held == {"glyphs": first, "letters": added.md5}
+    assert yaml.safe_load((project / "data.dvc").read_text())["outs"][0]["nfiles"] == 8
+    shutil.rmtree(project / "data")
+    assert pin_data(domain(), None, True, None).how == "restored by DVC"  # its own sub-tree alone
+    assert not (project / "data/letters").exists()
+
+
+def test_splits_stay_when_groups_are_added() -> None:
+    splits = domain().splits
+    before = {g: splits.split_of(g) for g in ("Hebrew", "Ogham", "Coptic", "Lisu")}
+    assert before == {"Hebrew": "test", "Ogham": "val", "Coptic": "gate", "Lisu": "train"}
+    assert splits.split_of("NewScript") == "train"
+
+
+def test_an_unknown_version_is_told(project: Path) -> None:
+    with pytest.raises(InputError, match="must be a run id"):
+        versions.find_pin("no-such-thing")
