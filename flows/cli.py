@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -161,6 +162,8 @@ def entry(body: Callable[..., Any], arguments: Sequence[str], text: str) -> None
 
 def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:
     """Run the flow once, or once a point of the grid."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):  # the ending is told once, by `guarded`
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     flags, overrides = _split(arguments)
     if "--multirun" in flags:
         guarded(lambda: _multirun(retrain, overrides))
