@@ -31,6 +31,8 @@ def headline(line: Pipeline, models: dict[str, StageRef], evaluation: StageRef) 
     """Log each model's final scores on its own run under common names, and all of them on the parent run."""
     if not evaluation.cached:
         for name, ref in models.items():
+            if not tracking.has_run(ref.run_id):  # its database is gone, the output is not: the parent run holds the scores all the same
+                continue
             own = {m.replace(f"/{name}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith("test/") and f"/{name}/" in m}
             own |= {m.removeprefix(f"{name}/"): v for m, v in evaluation.metrics.items() if m.startswith(f"{name}/")}
             tracking.log_metrics(ref.run_id, own)

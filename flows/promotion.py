@@ -4,10 +4,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from prefect import task
 
 from components.contracts import StageRef
-from flows import tracking
+from flows import paths, tracking
 from flows.plan import Outside
 from flows.stages import Pipeline
 from flows.versions import Pinned
@@ -42,6 +43,11 @@ def judge(metrics: dict[str, float], champion: bool, met: int, margin: float) ->
 @task(name="promote")
 def promote(line: Pipeline, pool: Pinned, fused: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
     """evaluation -> registry alias. Registers a learner once; running it again decides nothing new."""
+    with FileLock(paths.runs() / f"promote-{line.config.registry.model}.lock"):  # two pipelines register and decide one after the other
+        return _promote(line, pool, fused, evaluation, outside)
+
+
+def _promote(line: Pipeline, pool: Pinned, fused: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
     model, store = line.config.registry.model, tracking.store()
     known = tracking.version_with(model, "fingerprint", fused.fingerprint)
     if known is not None and known.tags.get("decision"):

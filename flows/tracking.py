@@ -107,6 +107,17 @@ def log_input(run_id: str, name: str, digest: str, path: str, context: str) -> N
     store().log_inputs(run_id, [DatasetInput(source, [InputTag("mlflow.data.context", context)])])
 
 
+def has_run(run_id: str) -> bool:
+    """Tell whether the store knows a run."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        store().get_run(run_id)
+    except MlflowException:
+        return False
+    return True
+
+
 def log_outputs(run_id: str, folder: Path) -> None:
     """Log a stage's small files: config, manifest, learner, tables of scores; not the task tables."""
     for file in sorted(p for p in folder.rglob("*") if p.is_file() and not (p.suffix == ".parquet" and "scores" not in p.name)):

@@ -62,9 +62,10 @@ def test_two_processes_train_one_flow_run_and_the_same_teacher(new_workspace) ->
 @pytest.mark.slow
 def test_a_second_pipeline_on_the_same_key_is_told_who_holds_it(new_workspace) -> None:
     workspace: Workspace = new_workspace()
-    first = workspace.start("flows.retrain", SMOKE, *LONGER)
+    slow = [*LONGER, "base.fit.steps=1600", "base.fit.epoch_steps=100"]  # still in pre-training when the second one gets there
+    first = workspace.start("flows.retrain", SMOKE, *slow)
     wait_for(lambda: list((workspace.root / "mlruns/stages/base").glob("*.owner")))
-    second = workspace.retrain(SMOKE, *LONGER, expect=2)
+    second = workspace.retrain(SMOKE, *slow, expect=2)
     line = second.stderr.strip().splitlines()[-1]
     assert line.startswith("error: Stage base") and "process" in line and "is writing it" in line
     first.communicate(timeout=300)
