@@ -47,6 +47,7 @@ def open_store(name: str) -> str:
     paths.runs().mkdir(parents=True, exist_ok=True)
     from mlflow.exceptions import MlflowException
 
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # that it creates tables
     try:
         with FileLock(paths.runs() / "mlflow.lock"):  # processes that create the database at once collide
             found = store().get_experiment_by_name(name)

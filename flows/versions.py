@@ -7,6 +7,7 @@ except for `data/<domain>` and, when the config says so, `data.dvc`.
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -216,22 +217,13 @@ def _scratch(text: str | None) -> Iterator[Any]:
             shared["core"]["remote"] = project["core"]["remote"]
         if project.get("cache", {}).get("dir"):
             shared["cache"]["dir"] = project["cache"]["dir"]
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # of every throw-away repository it says that it was initialised
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".dvc-") as work:
-        with open(os.devnull, "w") as quiet, _stdout(quiet):
-            Repo.init(work, no_scm=True).close()
+        Repo.init(work, no_scm=True).close()
         if text is not None:
             (Path(work) / PIN).write_text(text)
         with Repo(work, config=shared) as repo:
             yield repo
-
-
-@contextmanager
-def _stdout(file: Any) -> Iterator[None]:
-    was, sys.stdout = sys.stdout, file
-    try:
-        yield
-    finally:
-        sys.stdout = was
 
 
 def _swap(made: Path, target: Path) -> None:
