@@ -16,7 +16,7 @@ SHARD = 32  # items of the base batch that share one generator, and go to one pr
 
 
 class ItemBatches:
-    """Labelled items of the training classes, each class also turned `turns` ways as further classes."""
+    """Labelled items of the training classes, each class also turned `turns` ways as further classes; or items with their values."""
 
     def __init__(self, pool: Pool, turns: int, size: int, seed: int, augment: AugmentSection) -> None:
         self.pool, self.turns, self.seed, self.options = pool, turns, seed, augment
@@ -42,49 +42,42 @@ class ItemBatches:
         if self.turns > 1:
             x = images.turn(x, torch.from_numpy(turns))
         generator = torch.Generator().manual_seed(seed_of(self.seed, "base augment", step, shard))
+        if self.pool.targets is not None:
+            return x, torch.from_numpy(np.ascontiguousarray(self.pool.targets[item]))
         return images.augment(x, self.options, generator), torch.from_numpy(position * self.turns + turns)
 
 
 class TaskBatches:
-    """Tasks of the training table in order, again from the start when it ends; inputs bent anew each time."""
+    """Tasks of the training table in order, again from the start when it ends; pictures bent anew each time."""
 
     def __init__(self, pool: Pool, table: TaskTable, per_step: int, seed: int, augment: AugmentSection) -> None:
         self.pool, self.table, self.per_step, self.seed, self.options = pool, table, per_step, seed, augment
 
     def __call__(self, step: int, rank: int, world: int) -> TaskBatch:
         """Return the tasks i of step `step` with i mod world = rank."""
-        return stack([self._task(step * self.per_step + i) for i in range(rank, self.per_step, world)])
-
-    def _task(self, number: int) -> TaskBatch:
-        row = number % len(self.table)
-        support, query = self.table.support[row], self.table.query[row]
-        way, shot = support.shape
-        items = np.concatenate([support.reshape(-1), query.reshape(-1)])
+        numbers = range(step * self.per_step + rank, (step + 1) * self.per_step, world)
+        rows = np.array([n % len(self.table) for n in numbers])
+        items = np.concatenate([part[rows].reshape(len(rows), -1) for part in (self.table.support, self.table.query)], 1)
         x = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[items])))
-        x = images.augment(x, self.options, torch.Generator().manual_seed(seed_of(self.seed, "task augment", number)))
-        labels = torch.arange(way)
-        return TaskBatch(
-            Examples(x[: way * shot][None], labels.repeat_interleave(shot)[None], way),
-            Examples(x[way * shot :][None], labels.repeat_interleave(query.shape[1])[None], way),
-        )
-
-
-def stack(tasks: list[TaskBatch]) -> TaskBatch:
-    """Join batches of equal shape along the task dimension."""
-
-    def join(parts: list[Examples]) -> Examples:
-        return Examples(torch.cat([p.x for p in parts]), torch.cat([p.y for p in parts]), parts[0].way)
-
-    return TaskBatch(join([t.support for t in tasks]), join([t.query for t in tasks]))
+        bent = [images.augment(own, self.options, torch.Generator().manual_seed(seed_of(self.seed, "task augment", n))) for own, n in zip(x, numbers, strict=True)]
+        x = torch.stack(bent) if x.ndim == 5 else x
+        (way, shot), query = self.table.support.shape[1:], self.table.query.shape[2]
+        if self.pool.targets is None:
+            y = torch.cat([torch.arange(way).repeat_interleave(n) for n in (shot, query)]).expand(len(rows), -1)
+        else:
+            y = torch.from_numpy(np.ascontiguousarray(self.pool.targets[items]))
+        cut = way * shot
+        return TaskBatch(Examples(x[:, :cut], y[:, :cut], way), Examples(x[:, cut:], y[:, cut:], way))
 
 
 class Epochs(IterableDataset):  # type: ignore[type-arg]
-    """One epoch's steps as a data set; the position is the epoch, which the trainer restores."""
+    """One epoch's steps as a data set, each in `parts` equal parts; the position is the epoch, which the trainer restores."""
 
-    def __init__(self, batches: ItemBatches | TaskBatches, epoch_steps: int, rank: int, world: int) -> None:
-        self.batches, self.epoch_steps, self.rank, self.world = batches, epoch_steps, rank, world
+    def __init__(self, batches: ItemBatches | TaskBatches, epoch_steps: int, rank: int, world: int, parts: int = 1) -> None:
+        self.batches, self.epoch_steps, self.rank, self.world, self.parts = batches, epoch_steps, rank, world, parts
         self.epoch = 0
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         for step in range(self.epoch * self.epoch_steps, (self.epoch + 1) * self.epoch_steps):
-            yield self.batches(step, self.rank, self.world)
+            for part in range(self.parts):
+                yield self.batches(step, self.rank + self.world * part, self.world * self.parts)

@@ -41,20 +41,32 @@ class DataSection:
 
 @dataclass
 class SplitsSection:
-    """Groups of each split by name; every other group trains."""
+    """Groups of each split by name. Classes of all other groups train, but for the shares that go to each split by the hash of their name."""
 
     val: list[str]
     gate: list[str]
     test: list[str]
+    shares: dict[str, float]
 
     def __post_init__(self) -> None:
         for name in {*self.val, *self.gate, *self.test}:
             homes = [split for split in ("val", "gate", "test") if name in getattr(self, split)]
             require(len(homes) == 1, f"domain.splits must name a group once, got {name!r} in {' and '.join(homes)}. Keep one of them.")
 
-    def split_of(self, group: str) -> str:
-        """Return the split of a group: a function of its name alone, so that new data moves nothing."""
-        return next((split for split in ("val", "gate", "test") if group in getattr(self, split)), "train")
+        ok = set(self.shares) <= {"val", "gate", "test"} and all(s >= 0 for s in self.shares.values()) and sum(self.shares.values()) < 1
+        require(ok, f"domain.splits.shares takes val, gate and test with shares whose sum is below 1, got {self.shares}. The rest trains.")
+
+    def split_of(self, group: str, name: str) -> str:
+        """Return the split of a class: a function of its group's and its own name alone, so that new data move nothing."""
+        for split in ("val", "gate", "test"):
+            if group in getattr(self, split):
+                return split
+        place = int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:13], 16) / 16**13
+        for split, share in sorted(self.shares.items()):
+            place -= share
+            if place < 0:
+                return split
+        return "train"
 
 
 @dataclass
@@ -74,7 +86,10 @@ class AugmentSection:
 
 @dataclass
 class DomainSection:
+    """A problem family: where its items come from, what its tasks ask for, how its classes are split."""
+
     name: str
+    objective: Literal["cross_entropy", "squared_error", "ranking"]
     source: dict[str, Any]  # typed by components/domains/options.py
     splits: SplitsSection
     augment: AugmentSection
@@ -92,7 +107,7 @@ class TasksSection:
     val: int
 
     def __post_init__(self) -> None:
-        require(self.way >= 2, f"tasks.way must be at least 2, got {self.way}. A task needs two classes to tell apart.")
+        require(self.way >= 1, f"tasks.way must be at least 2, or 1 where tasks have values to predict, got {self.way}.")
         positive(**{f"tasks.{name}": getattr(self, name) for name in ("shot", "query", "train", "val")})
 
 
@@ -106,7 +121,8 @@ class FitSection:
     weight_decay: float
 
     def __post_init__(self) -> None:
-        positive(lr=self.lr, steps=self.steps, epoch_steps=self.epoch_steps)
+        positive(lr=self.lr, epoch_steps=self.epoch_steps)
+        require(self.steps >= 0, f"steps must be at least 0, got {self.steps}. Set 0 to take the start as it is.")
         require(
             self.steps % self.epoch_steps == 0,
             f"steps must be a multiple of epoch_steps, got steps={self.steps} and epoch_steps={self.epoch_steps}. Change one of them.",
@@ -116,16 +132,21 @@ class FitSection:
 
 @dataclass
 class BackboneSection:
-    """A convolutional encoder: `widths` filters a block, `pool[i]` halves the side after block i, features flattened or averaged."""
+    """`conv`: `widths` filters a block, `pool[i]` halves the side after block i, features flattened or averaged. `mlp`: `widths` units a layer.
 
-    name: str
+    `norm` is the kind of normalisation of a convolution; whose statistics `batch` uses is the learner's choice (learner.options.norm).
+    """
+
+    name: Literal["conv", "mlp"]
     widths: list[int]
     pool: list[bool]
     head: Literal["flatten", "average"]
+    norm: Literal["batch", "group", "instance"]
 
     def __post_init__(self) -> None:
+        require(len(self.widths) > 0, "backbone.widths needs at least one layer, got none. Give one number a layer.")
         require(
-            len(self.widths) == len(self.pool) > 0,
+            self.name == "mlp" or len(self.widths) == len(self.pool),
             f"backbone.pool needs one entry a block, got {len(self.pool)} for {len(self.widths)} widths. Give both the same length.",
         )
         require(min(self.widths) > 0, f"backbone.widths must be positive, got {self.widths}. Use at least 1 filter a block.")
@@ -133,16 +154,20 @@ class BackboneSection:
 
 @dataclass
 class BaseSection:
-    """Pre-training of the base model theta*: a cosine classifier over all training classes and their turned copies."""
+    """Pre-training of the base model theta*: a cosine classifier over all training classes and their turned copies, or one regression.
+
+    `scale` and `label_smoothing` are the classifier's; `ridge` is the strength with which a regression's base adapts.
+    """
 
     fit: FitSection
     batch: int
     turns: int
     scale: float
     label_smoothing: float
+    ridge: float
 
     def __post_init__(self) -> None:
-        positive(**{"base.batch": self.batch, "base.scale": self.scale})
+        positive(**{"base.batch": self.batch, "base.scale": self.scale, "base.ridge": self.ridge})
         require(self.turns in (1, 2, 4, 8), f"base.turns must be 1, 2, 4 or 8 (quarter turns and mirrors), got {self.turns}. Use 1 for none.")
 
 
@@ -154,6 +179,7 @@ class LearnerSection:
     start: str
     fit: FitSection
     tasks_per_step: int
+    checkpoint_inner: bool
     options: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -178,7 +204,7 @@ class StudentSection:
     soft_weight: float
 
     def __post_init__(self) -> None:
-        require(1 <= self.count <= len(self.widths), f"student.count needs 1 to {len(self.widths)} (student.widths has that many rows), got {self.count}.")
+        require(0 <= self.count <= len(self.widths), f"student.count needs 0 to {len(self.widths)} (student.widths has that many rows), got {self.count}.")
         positive(**{"student.temperature": self.temperature})
         require(0 <= self.soft_weight <= 1, f"student.soft_weight must lie in [0, 1], got {self.soft_weight}. It mixes teacher and labels.")
         require(
@@ -186,8 +212,9 @@ class StudentSection:
             f"student.teacher must be teacher, base or models:/<name>@<alias>, got {self.teacher!r}. Use student.teacher=teacher.",
         )
 
-    def backbone(self, index: int) -> BackboneSection:
-        return BackboneSection("conv", self.widths[index], self.pool, self.head)
+    def backbone(self, index: int, teacher: BackboneSection) -> BackboneSection:
+        """Return student i's backbone: of the teacher's kind, with its own widths."""
+        return BackboneSection(teacher.name, self.widths[index], self.pool, self.head, teacher.norm)
 
 
 @dataclass
@@ -231,10 +258,11 @@ class TrainerSection:
     devices: int
     precision: str
     threads: int
+    accumulate: int
     runner: Literal["sequential", "threads", "dask"]
 
     def __post_init__(self) -> None:
-        positive(**{"trainer.devices": self.devices, "trainer.threads": self.threads})
+        positive(**{"trainer.devices": self.devices, "trainer.threads": self.threads, "trainer.accumulate": self.accumulate})
 
 
 @dataclass
@@ -265,6 +293,11 @@ class Config:
     registry: RegistrySection
 
     def __post_init__(self) -> None:
+        one = [s for s in self.evaluation.settings if way_shot(s)[0] == 1] + (["tasks.way"] if self.tasks.way == 1 else [])
+        if self.domain.objective == "cross_entropy":
+            require(not one, f"tasks of classes need at least 2 ways, got 1 in {', '.join(one)}. A task needs two classes to tell apart.")
+        else:
+            require(self.tasks.way == 1, f"tasks.way must be 1 in domain {self.domain.name}, whose tasks have values to predict, got {self.tasks.way}.")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), got {self.seed}. Use seed=0.")
 
 
@@ -310,8 +343,8 @@ class FitJob:
 def way_shot(setting: str) -> tuple[int, int]:
     """Parse `5w1s` into (5, 1). Raises InputError for anything else."""
     way, _, rest = setting.partition("w")
-    ok = way.isdigit() and rest.endswith("s") and rest[:-1].isdigit() and int(way) >= 2 and int(rest[:-1]) >= 1
-    require(ok, f"evaluation.settings takes <way>w<shot>s with way >= 2 and shot >= 1, got {setting!r}. Use for example 5w1s.")
+    ok = way.isdigit() and rest.endswith("s") and rest[:-1].isdigit() and int(way) >= 1 and int(rest[:-1]) >= 1
+    require(ok, f"evaluation.settings takes <way>w<shot>s with way >= 1 and shot >= 1, got {setting!r}. Use for example 5w1s.")
     return int(way), int(rest[:-1])
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.learners.learner import Learner, loss_and_metrics
+from components.learners.learner import Learner
 from components.tasks import TaskBatch
 
 
@@ -18,11 +18,17 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def distillation_loss(student: Learner, teacher: Learner, batch: TaskBatch, temperature: float, soft_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return (1 - a) cross-entropy + a soft loss, and the metrics; both networks adapt to the same support by themselves."""
+    """Return (1 - a) times the tasks' own loss + a times the soft loss, and the metrics; both networks adapt to the same support by themselves.
+
+    Values have no temperature: their soft loss is the squared difference of the outputs.
+    """
     logits = student(batch)
     with torch.no_grad():
         target = teacher(batch) / teacher.temperature
-    hard, metrics = loss_and_metrics(logits, batch.query.y)
+    hard, metrics = student.objective.loss_and_metrics(logits, batch.query.y)
+    if student.objective.name != "cross_entropy":
+        soft = (logits - target).square().mean()
+        return (1 - soft_weight) * hard + soft_weight * soft, metrics | {"soft_loss": soft.detach()}
     soft = soft_loss(logits, target, temperature)
     agreement = (logits.argmax(-1) == target.argmax(-1)).float().mean()
     return (1 - soft_weight) * hard + soft_weight * soft, metrics | {"soft_loss": soft.detach(), "agreement": agreement}

@@ -21,15 +21,22 @@ BINS = 15  # of the reliability diagram
 
 @dataclass(frozen=True)
 class Scores:
-    """One learner on one table: accuracy of each task [N], group of each task [N], and the counts of the reliability diagram."""
+    """One learner on one table: score of each task [N], group of each task [N], and the counts of the reliability diagram.
 
-    accuracy: np.ndarray
+    `name` says what the score is; `sign` is +1 where more is better.
+    """
+
+    score: np.ndarray
     group: np.ndarray
-    bins: np.ndarray  # [BINS, 3]: queries, sum of confidences, sum of hits
+    bins: np.ndarray  # [BINS, 3]: queries, sum of confidences, sum of hits; all zero for values
+    name: str = "accuracy"
+    sign: int = 1
 
     @property
-    def ece(self) -> float:
-        """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3)."""
+    def ece(self) -> float | None:
+        """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3); None for values."""
+        if not self.bins.any():
+            return None
         count, confidence, hits = self.bins.T
         return float(np.abs(confidence - hits).sum() / count.sum())
 
@@ -40,17 +47,20 @@ def score(learner: Learner, validation: Validation, tasks: int | None = None, si
     learner.eval()
     features = encode_items(learner, validation.items)
     table = validation.compact if tasks is None else validation.compact.head(tasks)
-    accuracy, bins = [], np.zeros((BINS, 3))
+    objective, found, bins = learner.objective, [], np.zeros((BINS, 3))
     for start in range(0, len(table), size):
-        task = batch(table, np.arange(start, min(start + size, len(table))), features)
-        logits = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
-        confidence, choice = logits.softmax(-1).max(-1)
+        task = batch(table, np.arange(start, min(start + size, len(table))), features, validation.targets)
+        outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
+        if objective.name != "cross_entropy":
+            found.append(objective.score(outputs.double(), task.query.y).numpy())
+            continue
+        confidence, choice = outputs.softmax(-1).max(-1)
         hit = (choice == task.query.y).double()
-        accuracy.append(hit.mean(1).numpy())
+        found.append(hit.mean(1).numpy())
         slot = (confidence.double() * BINS).long().clamp(0, BINS - 1).flatten().numpy()
         for column, weight in enumerate((None, confidence.double().flatten().numpy(), hit.flatten().numpy())):
             bins[:, column] += np.bincount(slot, weights=weight, minlength=BINS)
-    return Scores(np.concatenate(accuracy), table.group, bins)
+    return Scores(np.concatenate(found), table.group, bins, objective.score_name, objective.sign)
 
 
 def interval(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
@@ -76,8 +86,8 @@ def interval(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) 
 
 def paired(a: Scores, b: Scores) -> tuple[np.ndarray, np.ndarray]:
     """Return a - b task by task, on the tasks that both have, and the tasks' groups."""
-    n = min(len(a.accuracy), len(b.accuracy))
-    return a.accuracy[:n] - b.accuracy[:n], a.group[:n]
+    n = min(len(a.score), len(b.score))
+    return a.score[:n] - b.score[:n], a.group[:n]
 
 
 def times(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str, float]:
@@ -85,7 +95,7 @@ def times(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str
     adapt, predict = [], []
     with torch.no_grad():
         for row in range(min(tasks, len(validation.compact))):
-            task = batch(validation.compact, np.array([row]), validation.items)
+            task = batch(validation.compact, np.array([row]), validation.items, validation.targets)
             begin = time.perf_counter()
             adapted = learner.adapt(task.support)
             middle = time.perf_counter()
@@ -114,36 +124,35 @@ def evaluate(
     """
     metrics: dict[str, float] = {}
     gaps: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    columns: dict[str, list[object]] = {name: [] for name in ("setting", "role", "task", "group", "accuracy")}
+    columns: dict[str, list[object]] = {name: [] for name in ("setting", "role", "task", "group", "score")}
     for setting in settings:
         validation = Validation(pool, tasksets, f"{split}-{setting}")
         found = {role: score(learner, validation, limits.get(role)) for role, learner in learners.items()}
         for role, scores in found.items():
-            mean, half = interval(scores.accuracy, scores.group, resamples, seed)
+            mean, half = interval(scores.score, scores.group, resamples, seed)
             where = f"{split}/{setting}/{role}"
-            metrics |= {f"{where}/accuracy": mean, f"{where}/accuracy_ci95": half, f"{where}/ece": scores.ece, f"{where}/tasks": len(scores.accuracy)}
+            metrics |= {f"{where}/{scores.name}": mean, f"{where}/{scores.name}_ci95": half, f"{where}/tasks": len(scores.score)}
+            if scores.ece is not None:
+                metrics[f"{where}/ece"] = scores.ece
             if setting == settings[0] and split == "test":
                 metrics |= {f"{role}/{name}": value for name, value in times(learners[role], validation).items()}
-            columns["setting"] += [setting] * len(scores.accuracy)
-            columns["role"] += [role] * len(scores.accuracy)
-            columns["task"] += range(len(scores.accuracy))
+            columns["setting"] += [setting] * len(scores.score)
+            columns["role"] += [role] * len(scores.score)
+            columns["task"] += range(len(scores.score))
             columns["group"] += scores.group.tolist()
-            columns["accuracy"] += scores.accuracy.tolist()
+            columns["score"] += scores.score.tolist()
         for label, (a, b) in pairs.items():
             if a in found and b in found:
                 gap = paired(found[a], found[b])
                 gaps.setdefault(label, []).append(gap)
                 mean, half = interval(*gap, resamples, seed)
-                metrics |= {f"{split}/{setting}/{label}/accuracy": mean, f"{split}/{setting}/{label}/accuracy_ci95": half}
-        metrics[f"{split}/{setting}/chance/accuracy"] = 1 / validation.table.way
+                metrics |= {f"{split}/{setting}/{label}/{found[a].name}": mean, f"{split}/{setting}/{label}/{found[a].name}_ci95": half}
+        if validation.targets is None:
+            metrics[f"{split}/{setting}/chance/accuracy"] = 1 / validation.table.way
+    name = next(iter(learners.values())).objective.score_name
     for label, parts in gaps.items():
         mean, half = interval(np.concatenate([v for v, _ in parts]), np.concatenate([g for _, g in parts]), resamples, seed)
-        metrics |= {f"{split}/{label}/accuracy": mean, f"{split}/{label}/accuracy_ci95": half}
+        metrics |= {f"{split}/{label}/{name}": mean, f"{split}/{label}/{name}_ci95": half}
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), out / f"scores-{split}.parquet")
     return metrics
-
-
-def learner_size(learner: Learner) -> float:
-    """Return the number of parameters that prediction uses (a base model's classifier over training classes is left out)."""
-    return float(sum(p.numel() for name, p in learner.named_parameters() if not name.endswith("classes")))

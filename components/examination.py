@@ -8,16 +8,16 @@ import torch
 from components.contracts import BackboneSection, EvaluationSection
 from components.domains.pool import open_pool
 from components.draws import seed_of
-from components.evaluation import evaluate, learner_size
+from components.evaluation import evaluate
 from components.learners import store
-from components.learners.learner import Learner
-from components.learners.reference import Pixels, Scratch, Unadapted
+from components.learners.learner import Learner, learner_size
+from components.learners.reference import Nearest, Scratch, Unadapted
 from components.networks import build_backbone
 
 
 def examine(
     models: Mapping[str, str],
-    student_best: str,
+    student_best: str | None,
     backbone: BackboneSection,
     section: EvaluationSection,
     threads: int,
@@ -28,31 +28,35 @@ def examine(
 ) -> dict[str, float]:
     """Measure all models and references on the test tasks, and the contenders for promotion on the gate tasks.
 
-    `student_best` is the student that validation tasks call the best; test tasks choose nothing.
+    `student_best` is the student that validation tasks call the best; test tasks choose nothing. What contends for promotion is the
+    fused learner, or the teacher of a pipeline without students.
     """
+    contender = "fused" if "fused" in models else "teacher"
     torch.set_num_threads(threads)
     opened = open_pool(pool)
-    shape = (1, *opened.inputs.shape[1:])
     loaded: dict[str, Learner] = {name: store.load(path)[0] for name, path in models.items()}
     with store.initial_weights(seed_of(seed, "scratch")):
-        network = build_backbone(backbone, shape)
+        network = build_backbone(backbone, opened.input_shape)
+    nearest = "pixels" if opened.inputs.ndim > 2 else "nearest"
     learners: dict[str, Learner] = {
-        "pixels": Pixels(),
+        nearest: Nearest(),
         "scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr),
         "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
         **loaded,
     }
+    for learner in learners.values():
+        learner.objective = loaded["base"].objective
     pairs = {
-        "fused-minus-student-best": ("fused", student_best),
+        **({"fused-minus-student-best": ("fused", student_best)} if student_best else {}),
         "fused-minus-teacher": ("fused", "teacher"),
         "teacher-minus-base": ("teacher", "base"),
         "teacher-minus-base-unadapted": ("teacher", "base-unadapted"),
         "teacher-minus-scratch": ("teacher", "scratch"),
-        "fused-minus-champion": ("fused", "champion"),
+        f"{contender}-minus-champion": (contender, "champion"),
         **{f"{name}-minus-teacher": (name, "teacher") for name in models if name.startswith("student-")},
     }
     limits = {"scratch": section.scratch_tasks}
     metrics = evaluate(learners, limits, pairs, section.settings, "test", opened, tasksets, section.bootstrap, seed, out)
-    contenders = {name: learner for name, learner in loaded.items() if name in ("fused", "champion")}
+    contenders = {name: learner for name, learner in loaded.items() if name in (contender, "champion")}
     metrics |= evaluate(contenders, {}, pairs, section.settings, "gate", opened, tasksets, section.bootstrap, seed, out)
     return metrics | {f"{name}/parameters": learner_size(learner) for name, learner in learners.items()}

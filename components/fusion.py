@@ -11,7 +11,6 @@ from torch import Tensor
 from components.domains.pool import Pool
 from components.learners import store
 from components.learners.fused import FusedLearner
-from components.learners.gradient import Maml
 from components.learners.learner import Learner
 from components.validation import Validation, calibrate, encode_items, validate
 
@@ -40,23 +39,44 @@ def mixture_weights(log_probabilities: Tensor, steps: int = 500) -> Tensor:
     return (weights / weights.sum()).float()
 
 
+def least_squares_weights(values: Tensor, targets: Tensor) -> Tensor:
+    """Return the convex weights [M] that minimise the squared error of the weighted mean of values [M, N] to targets [N].
+
+    Non-negative least squares (Lawson and Hanson 1974, ch. 23), the sum of one as a row that outweighs all others.
+    """
+    from scipy.optimize import nnls
+
+    heavy = 1e3 * len(targets) ** 0.5 * float(values.abs().max().clamp_min(1.0))
+    rows = torch.cat([values.T.double(), torch.full((1, len(values)), heavy, dtype=torch.float64)])
+    weights = torch.from_numpy(nnls(rows.numpy(), torch.cat([targets.double(), torch.tensor([heavy])]).numpy())[0])
+    return (weights / weights.sum()).float()
+
+
 @torch.no_grad()
-def true_label_log_probabilities(learner: Learner, validation: Validation) -> Tensor:
-    """Return the learner's calibrated log-probability of each validation query's label, [N]."""
+def predictions(learner: Learner, validation: Validation) -> tuple[Tensor, Tensor]:
+    """Return, for every validation query, what the weights are learned from, and the targets, each [N].
+
+    The calibrated log-probability of its label where tasks have classes, else the predicted value.
+    """
     learner.eval()
     features = encode_items(learner, validation.items)
-    parts = []
+    parts, targets = [], []
     for task in validation.task_batches(features):
-        logits = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
-        parts.append(logits.log_softmax(-1).gather(-1, task.query.y.unsqueeze(-1)).flatten())
-    return torch.cat(parts)
+        outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
+        classes = validation.targets is None
+        parts.append(outputs.log_softmax(-1).gather(-1, task.query.y.unsqueeze(-1)).flatten() if classes else outputs.flatten())
+        targets.append(task.query.y.flatten())
+    return torch.cat(parts), torch.cat(targets)
 
 
 def learn_weights(members: Sequence[str], pool: Pool, tasksets: str) -> list[float]:
-    """Return the mixture weights of the members on validation tasks."""
-    validation = Validation(pool, tasksets)
-    logs = torch.stack([true_label_log_probabilities(store.load(path)[0], validation) for path in members])
-    return mixture_weights(logs).tolist()
+    """Return the weights of the members on validation tasks; equal ones where tasks ask for an order, which no convex problem weighs."""
+    validation, loaded = Validation(pool, tasksets), [store.load(path)[0] for path in members]
+    if loaded[0].objective.name == "ranking":
+        return [1 / len(members)] * len(members)
+    found = [predictions(learner, validation) for learner in loaded]
+    values, targets = torch.stack([v for v, _ in found]), found[0][1]
+    return (mixture_weights(values) if validation.targets is None else least_squares_weights(values, targets)).tolist()
 
 
 def fuse(members: Sequence[str], weights: list[float], mode: str, joint_adapt: bool, pool: Pool, tasksets: str, trained: str | None) -> list[Candidate]:
@@ -73,7 +93,7 @@ def fuse(members: Sequence[str], weights: list[float], mode: str, joint_adapt: b
             continue
         loaded = [store.load(path) for path in members]
         learners, specs = [m for m, _, _ in loaded], [s for _, s, _ in loaded]
-        if mode == "auto" and combine == "concat" and any(isinstance(m, Maml) for m in learners):
+        if mode == "auto" and combine == "concat" and not all(m.centroids for m in learners):
             continue  # asked for by name, this is an error that says why
         if name == "joint" and trained is not None:
             fused, spec, _ = store.load(trained)
@@ -82,7 +102,8 @@ def fuse(members: Sequence[str], weights: list[float], mode: str, joint_adapt: b
         spec = store.fused_spec(specs, combine, w, learner.joint)
         calibrate(learner, validation)
         candidates.append(Candidate(name, learner, spec, validate(learner, validation)))
-    return sorted(candidates, key=lambda c: (-c.scores["accuracy"], c.scores["loss"]))
+    objective = candidates[0].learner.objective
+    return sorted(candidates, key=lambda c: (-objective.sign * c.scores[objective.score_name], c.scores["loss"]))
 
 
 def save_best(candidates: list[Candidate], out: Path, student: str) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The served model: support and query in, calibrated probabilities out, any way and shot. Weights are safetensors; nothing is unpickled.
+"""The served model: support and query in, calibrated probabilities or values out, any way and shot. Weights are safetensors; nothing is unpickled.
 
 MLflow imports this module as the model's loader, with the learner's folder as its data.
 """
@@ -15,20 +15,26 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 
 def signature(learner: str | Path) -> ModelSignature:
     """Return the model's signature: examples first, then whatever the domain stores an item as; -1 is any number of them."""
-    shape = json.loads((Path(learner) / "learner.json").read_text())["spec"]["input_shape"][1:]
+    spec = json.loads((Path(learner) / "learner.json").read_text())["spec"]
+    pictures, classes = len(spec["input_shape"]) == 3, spec["objective"] == "cross_entropy"
+    item, shape = (np.dtype("uint8"), spec["input_shape"][1:]) if pictures else (np.dtype("float32"), spec["input_shape"])
     inputs: list[ColSpec | TensorSpec] = [
-        TensorSpec(np.dtype("uint8"), (-1, *shape), "support_x"),
-        TensorSpec(np.dtype("int64"), (-1,), "support_y"),
-        TensorSpec(np.dtype("uint8"), (-1, *shape), "query_x"),
+        TensorSpec(item, (-1, *shape), "support_x"),
+        TensorSpec(np.dtype("int64" if classes else "float32"), (-1,), "support_y"),
+        TensorSpec(item, (-1, *shape), "query_x"),
     ]
-    return ModelSignature(Schema(inputs), Schema([TensorSpec(np.dtype("float32"), (-1, -1), "probabilities")]))
+    return ModelSignature(Schema(inputs), Schema([TensorSpec(np.dtype("float32"), (-1, -1), "probabilities" if classes else "values")]))
 
 
 def example(pool: str | Path) -> dict[str, np.ndarray]:
-    """Return a real request: two classes of the pool, one example each, and two pictures to name."""
+    """Return a real request: two classes of the pool, one example each, and two pictures to name; or one class, two items with their values."""
     from components.domains.pool import open_pool
 
     opened = open_pool(pool)
+    if opened.targets is not None:
+        own = opened.first[opened.split("test")[0]] + np.arange(4)
+        inputs, values = (np.ascontiguousarray(a[own]) for a in (opened.inputs, opened.targets))
+        return {"support_x": inputs[:2], "support_y": values[:2], "query_x": inputs[2:]}
     first = opened.first[opened.split("test")[:2]]
     support, query = (np.ascontiguousarray(opened.inputs[first + shot]) for shot in (0, 1))
     return {"support_x": support, "support_y": np.arange(2), "query_x": query}
@@ -40,7 +46,10 @@ def requirements() -> list[str]:
 
 
 class ServedLearner:
-    """One task a request: support_x [S, H, W] uint8, support_y [S] labels 0..way-1, query_x [Q, H, W] -> probabilities [Q, way]."""
+    """One task a request: support_x [S, H, W] uint8, support_y [S] labels 0..way-1, query_x [Q, H, W] -> probabilities [Q, way].
+
+    Where tasks have values: support_x [S, D] float32, support_y [S] values, query_x [Q, D] -> values [Q, 1].
+    """
 
     def __init__(self, learner: Any) -> None:
         self.learner = learner
@@ -57,7 +66,7 @@ def _load_pyfunc(path: str) -> ServedLearner:
 
 
 def predict(learner: Any, support_x: np.ndarray, support_y: np.ndarray, query_x: np.ndarray) -> np.ndarray:
-    """Adapt to one support set and return calibrated probabilities [Q, way] (float32).
+    """Adapt to one support set and return calibrated probabilities [Q, way], or values [Q, 1] (float32).
 
     Raises ValueError where labels are not 0..way-1 with at least one example each, or the counts differ.
     """
@@ -68,13 +77,15 @@ def predict(learner: Any, support_x: np.ndarray, support_y: np.ndarray, query_x:
 
     if len(support_x) != len(support_y):
         raise ValueError(f"support_y needs one label an example, got {len(support_y)} for {len(support_x)}. Send them side by side.")
-    labels = np.unique(support_y)
-    if len(labels) < 2 or not np.array_equal(labels, np.arange(len(labels))):
+    classes = learner.objective.name == "cross_entropy"
+    labels = np.unique(support_y) if classes else np.zeros(1)
+    if classes and (len(labels) < 2 or not np.array_equal(labels, np.arange(len(labels)))):
         raise ValueError(f"support_y needs labels 0..way-1, at least two and none left out, got {labels.tolist()[:10]}. Number the classes from 0.")
 
     def tensor(raw: np.ndarray) -> torch.Tensor:
-        return images.prepare(torch.from_numpy(np.array(raw, dtype=np.uint8)))[None]
+        return images.prepare(torch.from_numpy(np.array(raw)))[None]
 
     with torch.no_grad():
-        support = Examples(tensor(support_x), torch.from_numpy(np.asarray(support_y, dtype=np.int64))[None], len(labels))
-        return np.asarray(learner.predict(learner.adapt(support), tensor(query_x))[0].softmax(-1).numpy())
+        y = torch.from_numpy(np.array(support_y, dtype=np.int64 if classes else np.float32))[None]
+        outputs = learner.predict(learner.adapt(Examples(tensor(support_x), y, len(labels))), tensor(query_x))[0]
+        return np.asarray((outputs.softmax(-1) if classes else outputs).numpy())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled examples of T tasks: x [T, S, ...], y [T, S] with labels 0..way-1."""
+    """Examples of T tasks: x [T, S, ...]; y [T, S], labels 0..way-1, or values where the objective is not classification (way 1)."""
 
     x: Tensor
     y: Tensor
@@ -27,3 +27,7 @@ class TaskBatch:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "TaskBatch":
         return TaskBatch(self.support.to(device, non_blocking), self.query.to(device, non_blocking))
+
+    def take(self, tasks: slice) -> "TaskBatch":
+        """Return some of the tasks, as views."""
+        return TaskBatch(*(Examples(e.x[tasks], e.y[tasks], e.way) for e in (self.support, self.query)))

@@ -194,13 +194,16 @@ def read_table(folder: str | Path, name: str) -> TaskTable:
         raise InputError(f"The task table {path} must be complete and readable, got: {error}. Delete its folder; the next run draws it again.") from error
 
 
-def batch(table: TaskTable, rows: np.ndarray, items: torch.Tensor) -> TaskBatch:
-    """Gather tasks `rows` from `items` [N, ...] (raw inputs or features): support [T, way*shot, ...], query [T, way*query, ...]."""
+def batch(table: TaskTable, rows: np.ndarray, items: torch.Tensor, targets: torch.Tensor | None = None) -> TaskBatch:
+    """Gather tasks `rows` from `items` [N, ...] (inputs or features): support [T, way*shot, ...], query [T, way*query, ...].
+
+    Labels are the places of the classes in the task, or `targets` [N] of the items where tasks have values to predict.
+    """
 
     def examples(index: np.ndarray) -> Examples:
         tasks, way, per_class = index.shape
         flat = torch.from_numpy(index.reshape(tasks, -1).astype(np.int64))
-        labels = torch.arange(way).repeat_interleave(per_class).expand(tasks, -1)
-        return Examples(items[flat], labels, way)
+        labels = torch.arange(way).repeat_interleave(per_class).expand(tasks, -1) if targets is None else targets[flat]
+        return Examples(items[flat], labels.to(items.device), way)
 
     return TaskBatch(examples(table.support[rows]), examples(table.query[rows]))

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
@@ -22,17 +21,25 @@ from components.contracts import FitJob, FitSection, InputError, to_plain
 from components.distillation import distillation_loss
 from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
+from components.gradients import in_turn
 from components.learners import store
-from components.learners.learner import Learner
+from components.learners.gradient import Maml
+from components.learners.learner import Learner, learner_size
+from components.objectives import OBJECTIVES
+from components.tasks import TaskBatch
 from components.tasksets import read_table
 from components.validation import Validation, calibrate, validate
 
 Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 Sink = Callable[[int, dict[str, float]], None]  # one call an epoch: (step, metrics)
+PATIENCE = 5  # steps in a row with a loss or gradient that is not finite
 
 
 class Fit(pl.LightningModule):
-    """Any learner under any objective: AdamW, one-cycle schedule, validation on tasks after every epoch."""
+    """Any learner under any objective: AdamW, one-cycle schedule, validation on tasks after every epoch.
+
+    A step whose loss or gradient is not finite changes nothing and is counted; the fit ends with FloatingPointError after PATIENCE in a row.
+    """
 
     def __init__(self, learner: Learner, extra: torch.nn.Module, loss: Loss, section: FitSection, train: Epochs, validation: Validation) -> None:
         super().__init__()
@@ -41,7 +48,8 @@ class Fit(pl.LightningModule):
         self.extra.requires_grad_(False)
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
-        self.automatic_optimization = True
+        self.skipped = self.in_a_row = 0
+        self.parts = 1
 
     def configure_optimizers(self) -> Any:
         named = [p for p in self.learner.parameters() if p.requires_grad]
@@ -58,21 +66,39 @@ class Fit(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.sums = {}
+        self.skipped = 0
         self.learner.train()
         self.extra.eval()
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        loss, metrics = self.loss(batch)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"The loss became {loss.item()} at step {self.global_step}. Lower lr, or resume with another seed.")
+        self.learner.progress = self.global_step / self.section.steps
+        size = self.learner.tasks_at_once
+        if isinstance(batch, TaskBatch) and len(batch.query.y) > size:
+            loss, metrics = in_turn(self.loss, [p for p in self.learner.parameters() if p.requires_grad], batch, size)
+        else:
+            loss, metrics = self.loss(batch)
         for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+            self.sums[name] = self.sums.get(name, 0.0) + value.item() / self.parts
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Leave a gradient that is not finite out. All processes hold the same reduced gradient, so they agree."""
+        held = [p for p in self.learner.parameters() if p.grad is not None]
+        if all(bool(torch.isfinite(p.grad).all()) for p in held):  # type: ignore[arg-type]
+            self.in_a_row = 0
+            return
+        for parameter in held:
+            parameter.grad = None  # without a gradient the optimizer leaves parameter and moments as they are
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row == PATIENCE:
+            raise FloatingPointError(f"The loss or its gradient was not finite in {PATIENCE} steps in a row, up to step {self.global_step}. Lower lr or inner_lr.")
 
     def on_train_epoch_end(self) -> None:
         validation = validate(self.learner, self.validation, self.device)
         self.learner.train()
         train = {f"train/{name}": total / self.section.epoch_steps for name, total in self.sums.items()}
+        if self.skipped:
+            train["train/skipped"] = float(self.skipped)
         self.history.append({"step": float(self.global_step), **train, **{f"val/{k}": v for k, v in validation.items()}})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -89,8 +115,8 @@ class Fit(pl.LightningModule):
 class EveryEpoch(Checkpoint):
     """Runs last in an epoch: save the state under a temporary name, rename it, keep the one before, tell the sink."""
 
-    def __init__(self, folder: Path, sink: Sink, label: str) -> None:
-        self.folder, self.sink, self.label = folder, sink, label
+    def __init__(self, folder: Path, sink: Sink, label: str, epoch_steps: int) -> None:
+        self.folder, self.sink, self.label, self.epoch_steps = folder, sink, label, epoch_steps
         self.started = time.monotonic()
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -114,10 +140,10 @@ class EveryEpoch(Checkpoint):
             step = int(entry.pop("step"))
             self.sink(step, entry)
             total = trainer.max_epochs or 0
-            done = step * total // max(1, total * trainer.num_training_batches) if trainer.num_training_batches else 0  # type: ignore[operator]
+            done = step // max(1, self.epoch_steps)
             seconds = time.monotonic() - self.started
             shown = "  ".join(f"{name} {value:.3f}" for name, value in entry.items())
-            print(f"{mark}{self.label}  epoch {int(done)}/{total}  {shown}  {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"{mark}{self.label}  epoch {done}/{total}  {shown}  {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def use_fast_allocator() -> None:
@@ -145,11 +171,11 @@ def quieten() -> None:
 
 def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
     """Build the learner that the job trains, from its start where it has one."""
-    shape = (1, *pool.inputs.shape[1:])
+    shape, asked = pool.input_shape, job.domain.objective
     if job.objective == "base":
         assert job.base is not None
-        options = {"classes": len(pool.split("train")) * job.base.turns, "scale": job.base.scale}
-        spec = store.spec_of("base", options, job.backbone, shape)
+        options = {"classes": len(pool.split("train")) * job.base.turns, "scale": job.base.scale, "ridge": job.base.ridge}
+        spec = store.spec_of("theta*", options, job.backbone, shape, asked)
         return store.build(spec, seed_of(job.seed, "base")), spec
     if job.objective == "joint":
         loaded = [store.load(path) for path in job.members]
@@ -159,7 +185,7 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
             member.load_state_dict(trained.state_dict())
         return learner, spec
     assert job.learner is not None
-    spec = store.spec_of(job.learner.name, job.learner.options, job.backbone, shape)
+    spec = store.spec_of(job.learner.name, job.learner.options, job.backbone, shape, asked)
     learner = store.build(spec, seed_of(job.seed, job.learner.name, job.objective))
     if job.start is not None:
         start, start_spec, _ = store.load(job.start)
@@ -168,6 +194,9 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
                 f"learner.start needs the same backbone, got {start_spec.get('backbone')} for {spec['backbone']}. Use that backbone, or learner.start=scratch."
             )
         learner.backbone.load_state_dict(start.backbone.state_dict())  # type: ignore[union-attr, arg-type]
+        learner.started()
+    if isinstance(learner, Maml):
+        learner.checkpoint_inner = job.learner.checkpoint_inner
     return learner, spec
 
 
@@ -176,12 +205,15 @@ def _objective(job: FitJob, learner: Learner) -> tuple[Loss, torch.nn.Module]:
     if job.objective == "base":
         assert job.base is not None
         smoothing = job.base.label_smoothing
+        # One score cannot rank the items of all users: a base learns the values themselves.
+        measure = OBJECTIVES["squared_error" if job.domain.objective == "ranking" else job.domain.objective]
 
         def supervised(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            x, y = batch
-            logits = learner.classify(x)  # type: ignore[operator]
-            loss = F.cross_entropy(logits, y, label_smoothing=smoothing)
-            return loss, {"loss": loss.detach(), "accuracy": (logits.argmax(-1) == y).float().mean()}
+            outputs, y = learner.outputs(batch[0]), batch[1].unsqueeze(0)  # type: ignore[operator]
+            loss, metrics = measure.loss_and_metrics(outputs, y)
+            if smoothing > 0:
+                loss = (1 - smoothing) * loss - smoothing * outputs.log_softmax(-1).mean()
+            return loss, metrics
 
         return supervised, torch.nn.Module()
     if job.objective == "distill":
@@ -195,8 +227,8 @@ def _objective(job: FitJob, learner: Learner) -> tuple[Loss, torch.nn.Module]:
         def weighted(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
             parts = [member.meta_loss(batch) for member in members]
             loss = torch.stack([w * part for w, (part, _) in zip(learner.weights, parts, strict=True)]).sum()  # type: ignore[arg-type]
-            accuracy = torch.stack([metrics["accuracy"] for _, metrics in parts]).mean()
-            return loss, {"loss": loss.detach(), "accuracy": accuracy}
+            name = learner.objective.score_name
+            return loss, {"loss": loss.detach(), name: torch.stack([metrics[name] for _, metrics in parts]).mean()}
 
         return weighted, torch.nn.Module()
     return learner.meta_loss, torch.nn.Module()
@@ -225,15 +257,36 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     validation = Validation(pool, job.tasksets)
     state = Path(job.state)
     state.mkdir(parents=True, exist_ok=True)
-    fit = Fit(learner, extra, loss, job.fit, Epochs(batches, job.fit.epoch_steps, rank, world), validation)
+    parts = job.trainer.accumulate
+    fit = Fit(learner, extra, loss, job.fit, Epochs(batches, job.fit.epoch_steps, rank, world, parts), validation)
+    fit.parts = parts
+    metrics = _train(fit, job, state, sink, label, rank, world) if job.fit.steps else {}
+    metrics["temperature"] = calibrate(learner.cpu(), validation)
+    metrics |= {f"val/{k}": v for k, v in validate(learner, validation).items()}
+    metrics["parameters"] = learner_size(learner)
+    if rank == 0:
+        names = pool.classes["name"].to_pylist()
+        trained = [names[c] for c in pool.split("train")]
+        about = {"domain": pool.domain, "trained_on": trained, "objective": job.objective}
+        store.save(learner, spec, Path(job.out), about)
+        (Path(job.out) / "roles.json").write_text(json.dumps(learner.parameter_roles() | {"theta_fixed": learner.theta_fixed}, indent=1) + "\n")
+        (Path(job.out) / "history.json").write_text(json.dumps(fit.history, indent=1) + "\n")
+        (Path(job.out) / "job.json").write_text(json.dumps(to_plain(job), indent=1) + "\n")
+    metrics["fit/seconds"] = time.monotonic() - started
+    return metrics
+
+
+def _train(fit: Fit, job: FitJob, state: Path, sink: Sink, label: str, rank: int, world: int) -> dict[str, float]:
+    """Run the optimisation from where it stands to its end; return the last epoch's metrics."""
     trainer = pl.Trainer(
         accelerator=job.trainer.accelerator,
         devices=world,
         strategy="ddp" if world > 1 else "auto",
         precision=job.trainer.precision,  # type: ignore[arg-type]
         max_epochs=job.fit.steps // job.fit.epoch_steps,
-        limit_train_batches=job.fit.epoch_steps,
-        callbacks=[EveryEpoch(state, sink, label)],
+        limit_train_batches=job.fit.epoch_steps * job.trainer.accumulate,
+        accumulate_grad_batches=job.trainer.accumulate,
+        callbacks=[EveryEpoch(state, sink, label, job.fit.epoch_steps)],
         logger=False,
         enable_checkpointing=True,
         enable_progress_bar=sys.stderr.isatty() and rank == 0,
@@ -247,17 +300,6 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
         raise KeyboardInterrupt(f"{label} stopped at step {trainer.global_step} of {job.fit.steps}; run it again to go on from there.")
     metrics = dict(fit.history[-1])
     metrics.pop("step")
-    metrics["temperature"] = calibrate(learner.cpu(), validation)
-    metrics |= {f"val/{k}": v for k, v in validate(learner, validation).items()}
-    metrics["parameters"] = float(sum(p.numel() for n, p in learner.named_parameters() if not n.endswith("classes")))
-    if rank == 0:
-        names = pool.classes["name"].to_pylist()
-        about = {"domain": pool.domain, "trained_on": [names[c] for c in pool.split("train")], "objective": job.objective}
-        store.save(learner, spec, Path(job.out), about)
-        (Path(job.out) / "roles.json").write_text(json.dumps(learner.parameter_roles() | {"theta_fixed": learner.theta_fixed}, indent=1) + "\n")
-        (Path(job.out) / "history.json").write_text(json.dumps(fit.history, indent=1) + "\n")
-        (Path(job.out) / "job.json").write_text(json.dumps(to_plain(job), indent=1) + "\n")
-    metrics["fit/seconds"] = time.monotonic() - started
     return metrics
 
 

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from components.domains import images
 from components.domains.pool import Pool
-from components.learners.learner import Learner, loss_and_metrics
+from components.learners.learner import Learner
 from components.tasks import TaskBatch
 from components.tasksets import TaskTable, batch, read_table
 
@@ -23,12 +22,13 @@ class Validation:
         self.items = images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[used])))
         place = np.zeros(len(pool.inputs), dtype=np.int32)
         place[used] = np.arange(len(used), dtype=np.int32)
+        self.targets = None if pool.targets is None else torch.from_numpy(np.ascontiguousarray(pool.targets[used]))
         self.compact = TaskTable(self.table.classes, place[self.table.support], place[self.table.query], self.table.group)
 
     def task_batches(self, items: Tensor, size: int = 50) -> list[TaskBatch]:
         """Return the tasks in batches of `size`, reading from items [N, ...] in this object's order (raw or encoded)."""
         rows = np.arange(len(self.compact))
-        return [batch(self.compact, rows[i : i + size], items) for i in range(0, len(rows), size)]
+        return [batch(self.compact, rows[i : i + size], items, self.targets) for i in range(0, len(rows), size)]
 
 
 @torch.no_grad()
@@ -39,14 +39,13 @@ def encode_items(learner: Learner, items: Tensor, size: int = 1000) -> Tensor:
 
 @torch.no_grad()
 def validate(learner: Learner, validation: Validation, device: torch.device | None = None) -> dict[str, float]:
-    """Return mean loss and accuracy on the validation tasks, with calibrated logits."""
+    """Return mean loss and score on the validation tasks, with calibrated outputs."""
     learner.eval()
     features = encode_items(learner, validation.items.to(device or torch.device("cpu")))
-    total = {"loss": 0.0, "accuracy": 0.0}
+    total = {"loss": 0.0, learner.objective.score_name: 0.0}
     for task in validation.task_batches(features):
         adapted = learner.adapt_features(task.support)
-        logits = learner.predict_features(adapted, task.query.x) / learner.temperature
-        _, metrics = loss_and_metrics(logits, task.query.y.to(logits.device))
+        _, metrics = learner.objective.loss_and_metrics(learner.predict_features(adapted, task.query.x) / learner.temperature, task.query.y)
         for name, value in metrics.items():
             total[name] += value.item() * len(task.query.y)
     return {name: value / len(validation.table) for name, value in total.items()}
@@ -56,10 +55,12 @@ def validate(learner: Learner, validation: Validation, device: torch.device | No
 def calibrate(learner: Learner, validation: Validation) -> float:
     """Set the learner's temperature to the one with the least validation loss, by golden-section search over its logarithm.
 
-    Guo et al. 2017, arXiv:1706.04599, sec. 4.2. The order of classes, hence accuracy, does not change.
+    Guo et al. 2017, arXiv:1706.04599, sec. 4.2. The order of classes, hence accuracy, does not change. Values have no temperature.
     """
     learner.eval()
     learner.temperature.fill_(1.0)
+    if learner.objective.name != "cross_entropy":
+        return 1.0
     features = encode_items(learner, validation.items)
     logits, labels = [], []
     for task in validation.task_batches(features):
@@ -68,7 +69,7 @@ def calibrate(learner: Learner, validation: Validation) -> float:
     scores, truth = torch.cat(logits), torch.cat(labels)
 
     def loss(log_t: float) -> float:
-        return F.cross_entropy(scores / float(torch.tensor(log_t).exp()), truth).item()
+        return torch.nn.functional.cross_entropy(scores / float(torch.tensor(log_t).exp()), truth).item()
 
     low, high, ratio = -4.0, 6.0, (5**0.5 - 1) / 2
     for _ in range(30):

@@ -29,6 +29,10 @@ def adapt(model: str, support: str, query: str, out: str) -> None:
     from components.serving import predict
 
     learner, spec, about = store.load(folder)
+    require(
+        len(spec["input_shape"]) == 3 and spec["objective"] == "cross_entropy",
+        f"adapt names pictures, but model {model} takes inputs {spec['input_shape']} and predicts by {spec['objective']}. Serve it with mlflow models serve.",
+    )
     size = spec["input_shape"][-1]
     x, y, names = read_support(Path(support), size)
     files = list_pictures(Path(query))

@@ -27,8 +27,8 @@ def link(line: Pipeline, ref: StageRef) -> StageRef:
     return ref
 
 
-def headline(line: Pipeline, models: dict[str, StageRef], evaluation: StageRef) -> None:
-    """Log each model's final scores on its own run under common names, and all of them on the parent run."""
+def headline(line: Pipeline, models: dict[str, StageRef], ours: str, evaluation: StageRef) -> None:
+    """Log each model's final scores on its own run under common names, and all of them on the parent run, `ours` also under those names."""
     if not evaluation.cached:
         for name, ref in models.items():
             if not tracking.has_run(ref.run_id):  # its database is gone, the output is not: the parent run holds the scores all the same
@@ -36,6 +36,6 @@ def headline(line: Pipeline, models: dict[str, StageRef], evaluation: StageRef) 
             own = {m.replace(f"/{name}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith("test/") and f"/{name}/" in m}
             own |= {m.removeprefix(f"{name}/"): v for m, v in evaluation.metrics.items() if m.startswith(f"{name}/")}
             tracking.log_metrics(ref.run_id, own)
-    fused = {m.replace("/fused/", "/"): v for m, v in evaluation.metrics.items() if m.startswith("test/") and "/fused/" in m}
-    tracking.log_metrics(line.run_id, evaluation.metrics | fused)
+    own = {m.replace(f"/{ours}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith("test/") and f"/{ours}/" in m}
+    tracking.log_metrics(line.run_id, evaluation.metrics | own)
     tracking.store().set_tag(line.run_id, "fingerprint", evaluation.fingerprint)

@@ -17,8 +17,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from components.contracts import Config, InputError, require
 from components.domains.options import OPTIONS as DOMAIN_OPTIONS
-from components.learners.options import OPTIONS as LEARNER_OPTIONS
+from components.learners.options import FAMILIES
 
+LEARNER_OPTIONS = {name: of.options for name, of in FAMILIES.items()}
 CONF = Path(__file__).resolve().parent.parent / "conf"
 VERBATIM = ("mirror", "data.pin")  # their values are paths, which may contain = and ,
 _lock = threading.Lock()  # Hydra composes through a global

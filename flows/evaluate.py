@@ -17,6 +17,7 @@ def evaluate(*overrides: str, model: str) -> None:
     from components.contracts import require
     from flows import tracking
     from flows.config import load
+    from flows.report import scored
     from flows.versions import pin_data
 
     config = load(overrides)
@@ -25,14 +26,17 @@ def evaluate(*overrides: str, model: str) -> None:
     from components.domains.pool import open_pool
     from components.evaluation import evaluate as score
     from components.learners import store
-    from components.learners.reference import Pixels
+    from components.learners.reference import Nearest
     from components.tasksets import specs, write_tasksets
     from flows import paths
 
     learner, spec, about = store.load(folder)
     pinned = pin_data(config.domain, config.data.pin, config.data.write_pin, config.mirror)
     pool = open_pool(pinned.path)
-    shape = [1, *pool.inputs.shape[1:]]
+    shape = list(pool.input_shape)
+    require(spec["objective"] == config.domain.objective, f"The model predicts by {spec['objective']}, but domain {config.domain.name} asks for {config.domain.objective}. Choose another.")
+    nearest = Nearest()
+    nearest.objective = learner.objective
     require(
         spec["input_shape"] == shape, f"The model takes inputs {spec['input_shape']}, but domain {config.domain.name} has {shape}. Choose a model of that size."
     )
@@ -48,14 +52,11 @@ def evaluate(*overrides: str, model: str) -> None:
             tables = [s for s in specs(config.tasks, config.evaluation) if s.split == "test"]
             write_tasksets(tables, pool, config.seed, Path(work))
             e = config.evaluation
-            metrics = score({"model": learner, "pixels": Pixels()}, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work))
+            metrics = score({"model": learner, "nearest": nearest}, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work))
             tracking.store().log_artifact(run_id, str(Path(work) / "scores-test.parquet"))
         tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
     for setting in e.settings:
-        cells = (
-            f"{role} {100 * metrics[f'test/{setting}/{role}/accuracy']:.2f} ± {100 * metrics[f'test/{setting}/{role}/accuracy_ci95']:.2f}"
-            for role in ("model", "pixels")
-        )
+        cells = (f"{role} {scored(metrics, f'test/{setting}/{role}')}" for role in ("model", "nearest"))
         print(f"{config.domain.name} {setting}: {'   '.join(cells)}   ({e.tasks} tasks, 95 % interval)")
     if met:
         print(f"{len(met)} of the test classes were training classes of this model: these scores are not those of new classes")

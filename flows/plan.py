@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from components.contracts import Config, require, to_plain
+from components.contracts import Config, LearnerSection, require, to_plain
+from components.learners.options import BASES, family
 from flows.caching import Key, code_digest, lookup, why
 
-FAMILY_MODULES = {"protonet": "metric", "maml": "gradient", "fomaml": "gradient", "meta_sgd": "gradient", "base": "metric"}
 TRAINING = "components.training"
 
 
@@ -21,20 +21,48 @@ class Outside:
 
 def check(config: Config) -> None:
     """Raise InputError for combinations of sections that cannot work, before anything is built."""
-    norm = config.learner.options.get("norm")
+    domain = config.domain
+    for where, section in (("learner", config.learner), ("student.learner", config.student.learner)):
+        _check_learner(where, section, config)
     require(
-        not (config.learner.start == "scratch" and norm == "running"),
-        "learner.start=scratch needs learner.options.norm=meta_batch, got running (there are no statistics yet). Change one of them.",
+        domain.objective == "cross_entropy" or config.base.turns == 1,
+        f"base.turns must be 1 in domain {domain.name}, whose items are no pictures, got {config.base.turns}. Use base.turns=1.",
     )
-    families = {FAMILY_MODULES[config.student.learner.name]}
+    centroids = config.student.learner.name in ("protonet", "base") and domain.objective == "cross_entropy"
     require(
-        not (config.fusion.mode == "concat" and families == {"gradient"}),
-        f"fusion.mode=concat needs students with a shared encoder, got {config.student.learner.name}. Use fusion.mode=weights.",
+        config.fusion.mode != "concat" or centroids,
+        f"fusion.mode=concat needs students with a shared encoder and one mean a class, got {config.student.learner.name}. Use fusion.mode=weights.",
+    )
+    for name, size in (("base.batch", max(1, config.base.batch // 32)), ("learner.tasks_per_step", config.learner.tasks_per_step)):
+        parts = config.trainer.accumulate * config.trainer.devices
+        require(size % parts == 0, f"{name} must split into trainer.accumulate x trainer.devices = {parts} equal parts, got {size}. Change one of them.")
+
+
+def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
+    of, domain = family(section.name), config.domain
+    require(
+        domain.objective in of.objectives,
+        f"{where}={section.name} cannot learn domain {domain.name}, which asks for {domain.objective}: {of.why}. Choose a learner such as ridge or maml.",
+    )
+    norm = section.options["norm"]
+    require(
+        section.start != "scratch" or norm != "running" or config.backbone.name == "mlp" or config.backbone.norm != "batch",
+        f"{where}.start=scratch needs {where}.options.norm other than running (there are no statistics yet), got running. Change one of them.",
+    )
+    require(
+        section.name != "local" or config.backbone.name == "conv", f"{where}=local needs feature maps, got backbone={config.backbone.name}. Use backbone=conv4."
+    )
+    require(
+        not section.checkpoint_inner or of.inner, f"{where}.checkpoint_inner is for learners with an inner loop, got {where}={section.name}. Set it to false."
+    )
+    require(
+        not (section.checkpoint_inner and section.options.get("multi_step_loss")),
+        f"{where}.checkpoint_inner keeps no losses between, got multi_step_loss. Set {where}.options.multi_step_loss=false.",
     )
 
 
 def _family(name: str) -> str:
-    return f"components.learners.{FAMILY_MODULES[name]}"
+    return family(name).path
 
 
 def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
@@ -43,7 +71,7 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
     Where a stage runs (devices, threads, runner) is in no key; seed, precision and effective batch are.
     """
     plan: dict[str, Key] = {}
-    common = {"seed": config.seed, "precision": config.trainer.precision, "augment": to_plain(config.domain.augment)}
+    common = {"objective": config.domain.objective, "seed": config.seed, "precision": config.trainer.precision, "augment": to_plain(config.domain.augment)}
 
     def add(name: str, stage: str, section: dict[str, Any], upstream: dict[str, str], *modules: str) -> None:
         plan[name] = Key(name, stage, to_plain(section), upstream, code_digest(*modules))
@@ -55,13 +83,15 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
     add("tasksets", "tasksets", {"tasks": config.tasks, "seed": config.seed}, {"pool": pool}, "components.tasksets")
     add("tasksets-final", "tasksets", {"evaluation": final, "seed": config.seed}, {"pool": pool}, "components.tasksets")
     learned = {"pool": pool, **of("tasksets")}
-    add("base", "base", {"backbone": config.backbone, "base": config.base, **common}, learned, TRAINING, _family("base"))
+    theta = f"components.learners.{BASES[config.domain.objective][0]}"
+    add("base", "base", {"backbone": config.backbone, "base": config.base, **common}, learned, TRAINING, theta)
 
     start = {"scratch": {}, "pretrained": of("base")}.get(config.learner.start)
     if start is None:
         assert outside.start is not None
         start = {"start": outside.start[1]}
-    add("teacher", "teacher", {"backbone": config.backbone, "learner": config.learner, **common}, learned | start, TRAINING, _family(config.learner.name))
+    section = {name: value for name, value in to_plain(config.learner).items() if name != "checkpoint_inner"}  # where memory goes, not what comes out
+    add("teacher", "teacher", {"backbone": config.backbone, "learner": section, **common}, learned | start, TRAINING, _family(config.learner.name))
 
     if config.student.teacher in ("teacher", "base"):
         taught = {"teacher": plan[config.student.teacher].fingerprint}
@@ -70,19 +100,25 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
         taught = {"teacher": outside.teacher[1]}
     for i in range(config.student.count):
         section = {name: value for name, value in to_plain(config.student).items() if name not in ("count", "widths")}
-        section |= {"backbone": config.student.backbone(i), **common, "seed": config.seed + i}
+        section |= {"backbone": config.student.backbone(i, config.backbone), **common, "seed": config.seed + i}
         modules = (TRAINING, "components.distillation", _family(config.student.learner.name), _family(config.learner.name))
         add(f"student-{i}", "student", section, learned | taught, *modules)
 
     students = [f"student-{i}" for i in range(config.student.count)]
-    modules = (TRAINING, "components.fusion", "components.learners.fused", _family(config.student.learner.name))
-    add("fused", "fused", {"fusion": config.fusion, **common}, learned | of(*students), *modules)
+    if students:
+        modules = (TRAINING, "components.fusion", "components.learners.fused", _family(config.student.learner.name))
+        add("fused", "fused", {"fusion": config.fusion, **common}, learned | of(*students), *modules)
 
-    judged = {"pool": pool, **of("tasksets", "tasksets-final", "base", "teacher", *students, "fused")}
+    judged = {"pool": pool, **of("tasksets", "tasksets-final", "base", "teacher", *students, *(["fused"] if students else []))}
     judged |= {"champion": outside.champion[1]} if outside.champion else {}
     modules = ("components.evaluation", "components.learners.reference", "components.learners.fused", _family(config.learner.name))
     add("evaluation", "evaluate", {"evaluation": config.evaluation, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
     return plan
+
+
+def contender(plan: dict[str, Key]) -> str:
+    """Return the stage whose learner is registered: the fused one, or the teacher of a pipeline without students."""
+    return "fused" if "fused" in plan else "teacher"
 
 
 def describe(plan: dict[str, Key]) -> list[tuple[str, str, str, float | None]]:

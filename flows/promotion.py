@@ -1,4 +1,4 @@
-"""Promotion: the fused learner becomes challenger, and champion when there is none or when it has earned it on the gate split."""
+"""Promotion: the pipeline's learner becomes challenger, and champion when there is none or when it has earned it on the gate split."""
 
 import json
 from dataclasses import dataclass
@@ -13,12 +13,10 @@ from flows.plan import Outside
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
-EVIDENCE = "gate/fused-minus-champion/accuracy"
-
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of the fused learner: its registered version, whether it is champion, and why."""
+    """What became of the learner: its registered version, whether it is champion, and why."""
 
     model: str
     version: str
@@ -29,33 +27,39 @@ class Decision:
 def judge(metrics: dict[str, float], champion: bool, met: int, margin: float) -> tuple[bool, str]:
     """Decide by the paired difference on the gate split: its whole 95 % interval must lie above the margin.
 
-    `champion` says whether there is one, `met` how many of its training classes are among the gate and test classes.
+    `champion` says whether there is one, `met` how many of its training classes are among the gate and test classes. Where less of a
+    score is better, the difference counts the other way round.
     """
     if not champion:
         return True, "there was no champion"
     if met:
         return False, f"the champion was trained on {met} of the gate and test classes: not compared; promote by hand with python -m flows.promote"
-    mean, half = metrics[EVIDENCE], metrics[f"{EVIDENCE}_ci95"]
-    shown = f"fused - champion on the gate split {100 * mean:+.2f} +- {100 * half:.2f} points, margin {100 * margin:.2f}"
-    return mean - half > margin, shown + (": above it" if mean - half > margin else ": not above it")
+    name = next(n for n in metrics if n.startswith("gate/") and n.count("/") == 2 and "-minus-champion/" in n and not n.endswith("_ci95"))
+    lower = name.endswith("/mse")
+    mean, half = (-1 if lower else 1) * metrics[name], metrics[f"{name}_ci95"]
+    label = name.split("/")[1].replace("-minus-", " - ")
+    what = "squared error, less is better: " if lower else "points, " if name.endswith("/accuracy") else ""
+    size = 100 if name.endswith("/accuracy") else 1
+    shown = f"{label} on the gate split {what}{size * metrics[name]:+.2f} +- {size * half:.2f}, margin {size * margin:.2f}"
+    return mean - half > margin, shown + (": better by it" if mean - half > margin else ": not better by it")
 
 
 @task(name="promote")
-def promote(line: Pipeline, pool: Pinned, fused: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
+def promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
     """evaluation -> registry alias. Registers a learner once; running it again decides nothing new."""
     with FileLock(paths.runs() / f"promote-{line.config.registry.model}.lock"):  # two pipelines register and decide one after the other
-        return _promote(line, pool, fused, evaluation, outside)
+        return _promote(line, pool, ours, evaluation, outside)
 
 
-def _promote(line: Pipeline, pool: Pinned, fused: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
+def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
     model, store = line.config.registry.model, tracking.store()
-    known = tracking.version_with(model, "fingerprint", fused.fingerprint)
+    known = tracking.version_with(model, "fingerprint", ours.fingerprint)
     if known is not None and known.tags.get("decision"):
         champion = tracking.alias(model, "champion")
         holds = champion is not None and champion.version == known.version
         return Decision(model, str(known.version), holds, f"decided before: {known.tags['decision']}")
-    tags = {"fingerprint": fused.fingerprint, "data.md5": line.tags["data.md5"], "retrain.run_id": line.run_id, "evaluation": evaluation.fingerprint}
-    version = str(known.version) if known is not None else tracking.register(fused.run_id, model, fused.path, pool.path, tags)
+    tags = {"fingerprint": ours.fingerprint, "data.md5": line.tags["data.md5"], "retrain.run_id": line.run_id, "evaluation": evaluation.fingerprint}
+    version = str(known.version) if known is not None else tracking.register(ours.run_id, model, ours.path, pool.path, tags)
     store.set_registered_model_alias(model, "challenger", version)
     met = _met(outside.champion[0], pool) if outside.champion else 0
     wins, reason = judge(evaluation.metrics, outside.champion is not None, met, line.config.registry.margin)

@@ -5,14 +5,14 @@ import dataclasses
 from components.contracts import Config, fingerprint
 from flows import tracking
 from flows.caching import Key, file_digest
-from flows.plan import Outside, keys
+from flows.plan import Outside, contender, keys
 
 
 def planned(config: Config, pool: str) -> tuple[dict[str, Key], Outside]:
     """Return the plan and the models from outside that it uses."""
     outside = resolve(config)
-    fused = keys(config, pool, outside)["fused"].fingerprint
-    outside = opponent(config.registry.model, outside, fused)
+    plan = keys(config, pool, outside)
+    outside = opponent(config.registry.model, outside, plan[contender(plan)].fingerprint)
     return keys(config, pool, outside), outside
 
 
@@ -33,14 +33,14 @@ def incumbent(model: str) -> tuple[str, str] | None:
     return str(tracking.model_folder(f"models:/{model}/{version.version}")), version.tags["fingerprint"]
 
 
-def opponent(model: str, outside: Outside, fused: str) -> Outside:
-    """Return `outside` with the champion that the fused learner has to beat, or had to beat when it was judged before.
+def opponent(model: str, outside: Outside, ours: str) -> Outside:
+    """Return `outside` with the champion that our learner has to beat, or had to beat when it was judged before.
 
-    Once the fused learner is champion itself, an unchanged run must find the evaluation that made it so.
+    Once our learner is champion itself, an unchanged run must find the evaluation that made it so.
     """
-    if outside.champion is None or outside.champion[1] != fused:
+    if outside.champion is None or outside.champion[1] != ours:
         return outside
-    version = tracking.version_with(model, "fingerprint", fused)
+    version = tracking.version_with(model, "fingerprint", ours)
     beaten = tracking.version_with(model, "fingerprint", version.tags.get("incumbent", "none")) if version is not None else None
     if beaten is None:
         return dataclasses.replace(outside, champion=None)

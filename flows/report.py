@@ -13,25 +13,39 @@ from flows.promotion import Decision
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
-REFERENCES = ("pixels", "scratch", "base-unadapted")
+REFERENCES = ("pixels", "nearest", "scratch", "base-unadapted")
+SCORES = {"accuracy": (100, 2), "pairs": (100, 2), "mse": (1, 4)}  # factor and digits
+
+
+def score_name(metrics: dict[str, float], where: str) -> str:
+    """Return the name of the score that stands under `where`."""
+    return next(name for name in SCORES if f"{where}/{name}" in metrics)
+
+
+def scored(metrics: dict[str, float], where: str, sign: str = "") -> str:
+    """Return `mean ± half-width` of the score under `where`, in percent where it is a share."""
+    name = score_name(metrics, where)
+    factor, digits = SCORES[name]
+    return f"{factor * metrics[f'{where}/{name}']:{sign}.{digits}f} ± {factor * metrics[f'{where}/{name}_ci95']:.{digits}f}"
 
 
 def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the result table: one learner a row, scores in percent with their 95 % intervals."""
     m = evaluation.metrics
     roles = [name.removesuffix("/parameters") for name in m if name.endswith("/parameters")]
-    header = ["learner", *(f"{s} accuracy" for s in settings), "ECE", "parameters", "adapt ms", "predict ms"]
+    score = score_name(m, f"test/{settings[0]}/base")
+    header = ["learner", *(f"{s} {score}" for s in settings), "ECE", "parameters", "adapt ms", "predict ms"]
     table = []
     for role in roles:
-        cells = [f"{100 * m[f'test/{s}/{role}/accuracy']:.2f} ± {100 * m[f'test/{s}/{role}/accuracy_ci95']:.2f}" for s in settings]
+        cells = [scored(m, f"test/{s}/{role}") for s in settings]
         tasks = int(m[f"test/{settings[0]}/{role}/tasks"])
         name = role if role != "scratch" else f"scratch ({tasks} tasks)"
         size = f"{int(m[f'{role}/parameters']):,}"
         table.append(
-            [name, *cells, f"{m[f'test/{settings[0]}/{role}/ece']:.3f}", size, *(f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))]
+            [name, *cells, f"{m[ece]:.3f}" if (ece := f"test/{settings[0]}/{role}/ece") in m else "", size, *(f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))]
         )
-    chance = [f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings]
-    table.append(["chance", *chance, "", "", "", ""])
+    if score == "accuracy":
+        table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), "", "", "", ""])
     return header, table
 
 
@@ -40,11 +54,7 @@ def differences(evaluation: StageRef, settings: list[str]) -> list[list[str]]:
     m = evaluation.metrics
     labels = sorted({name.split("/")[2] for name in m if name.startswith("test/") and "-minus-" in name and name.count("/") == 3})
     return [
-        [
-            label.replace("-minus-", " - "),
-            *(f"{100 * m[f'test/{s}/{label}/accuracy']:+.2f} ± {100 * m[f'test/{s}/{label}/accuracy_ci95']:.2f}" for s in settings),
-        ]
-        for label in labels
+        [label.replace("-minus-", " - "), *(scored(m, f"test/{s}/{label}", "+") for s in settings)] for label in labels
     ]
 
 
@@ -55,7 +65,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     gaps = differences(evaluation, settings)
     console = Console() if sys.stdout.isatty() else Console(width=140)  # a log has no width of its own
     title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks"
-    console.print(_table(title, header, body), _table("paired differences, points", ["difference", *settings], gaps))
+    console.print(_table(title, header, body), _table("paired differences", ["difference", *settings], gaps))
     ran = [f"{r.name} ({r.seconds:.0f} s)" for r in refs if not r.cached]
     cached = [r.name for r in refs if r.cached]
     console.print(f"data: {pool.domain} {pool.md5} ({pool.how})", highlight=False, soft_wrap=True)
@@ -79,8 +89,8 @@ def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    scored = [row for row in body if row[0].split(" ")[0] not in (*REFERENCES, "chance")]
-    best = max(scored, key=lambda row: row[1], default=None) if header[0] == "learner" else None
+    measured = [row for row in body if row[0].split(" ")[0] not in (*REFERENCES, "chance")]
+    best = (min if header[1].endswith("mse") else max)(measured, key=lambda row: float(row[1].split()[0]), default=None) if header[0] == "learner" else None
     for row in body:
         table.add_row(*row, style="bold" if row is best else "")
     return table

@@ -15,7 +15,7 @@ from flows import artifacts, promotion, registry, report, stages, tracking
 from flows.caching import lookup
 from flows.config import load
 from flows.fanout import map_stage
-from flows.plan import check
+from flows.plan import check, contender
 from flows.versions import pin_data
 
 
@@ -56,11 +56,12 @@ def retrain(overrides: list[str] | None = None, preset: list[str] | None = None,
         teacher = done(stages.meta_train, "teacher", tasksets, start)
         taught_by = {"teacher": teacher.path, "base": base.path}.get(config.student.teacher, outside.teacher and outside.teacher[0])
         students = map_stage(line, plan, stages.distill, pool, tasksets, taught_by)
-        fused = done(stages.fuse, "fused", tasksets, students)
-        models = {ref.name: ref for ref in (base, teacher, *students, fused)}
+        fused = [done(stages.fuse, "fused", tasksets, students)] if students else []
+        models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
         evaluation = done(stages.evaluate, "evaluation", final, models, outside.champion and outside.champion[0])
-        artifacts.headline(line, models, evaluation)
-        decision = promotion.promote(line, pool, fused, evaluation, outside)
+        ours = models[contender(plan)]
+        artifacts.headline(line, models, ours.name, evaluation)
+        decision = promotion.promote(line, pool, ours, evaluation, outside)
         return report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)
 
 

@@ -131,7 +131,7 @@ def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teac
             pool,
             tasksets,
             section.learner.fit,
-            backbone=section.backbone(index),
+            backbone=section.backbone(index, config.backbone),
             learner=section.learner,
             student=section,
             teacher=teacher,
@@ -185,9 +185,12 @@ def evaluate(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, mod
         from components.examination import examine
 
         paths_ = {name: ref.path for name, ref in models.items()} | ({"champion": champion} if champion else {})
-        students = {name: ref.metrics["val/accuracy"] for name, ref in models.items() if ref.stage == "student"}
-        best = max(students, key=lambda name: students[name])
+        from components.objectives import OBJECTIVES
+
         config = pipeline.config
+        objective = OBJECTIVES[config.domain.objective]
+        students = {name: objective.sign * ref.metrics[f"val/{objective.score_name}"] for name, ref in models.items() if ref.stage == "student"}
+        best = max(students, key=lambda name: students[name], default=None)
         return examine(paths_, best, config.backbone, config.evaluation, config.trainer.threads, config.seed, pool.path, tasksets.path, slot.partial)
 
     return perform(key, pipeline, [(pool.domain, pool.md5, pool.path), ("tasksets-final", tasksets.fingerprint, tasksets.path)], work)

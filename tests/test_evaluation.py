@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from components.domains.pool import Pool
 from components.evaluation import BINS, Scores, interval, paired, score
 from components.learners import store
-from components.learners.reference import Pixels
+from components.learners.reference import Nearest
 from components.tasksets import batch, read_table
 from components.validation import Validation, calibrate, encode_items, validate
 
@@ -57,7 +57,7 @@ def test_differences_are_paired_task_by_task() -> None:
 
 
 def test_scores_equal_a_loop_over_raw_tasks(small_pool: Pool, small_tasksets) -> None:
-    learner = Pixels()
+    learner = Nearest()
     found = score(learner, Validation(small_pool, small_tasksets, "test-4w2s"))
     table = read_table(small_tasksets, "test-4w2s")
     items = torch.from_numpy(np.array(small_pool.inputs)).unsqueeze(1).float() / 255
@@ -70,7 +70,7 @@ def test_scores_equal_a_loop_over_raw_tasks(small_pool: Pool, small_tasksets) ->
 
 
 def test_calibration_finds_the_temperature_of_least_loss_and_keeps_the_choices(small_pool: Pool, small_tasksets) -> None:
-    learner, validation = Pixels(), Validation(small_pool, small_tasksets)
+    learner, validation = Nearest(), Validation(small_pool, small_tasksets)
     before = validate(learner, validation)
     found = calibrate(learner, validation)
     after = validate(learner, validation)

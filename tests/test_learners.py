@@ -15,7 +15,7 @@ from components.learners.gradient import Maml, MetaSgd
 from components.learners.learner import Learner, class_means
 from components.learners.metric import ProtoNet
 from components.learners.options import MamlOptions, ProtoNetOptions
-from components.learners.reference import Pixels, Scratch
+from components.learners.reference import Nearest, Scratch
 from components.tasks import Examples, TaskBatch
 
 BACKBONE = BackboneSection("conv", [4, 6], [True, True], "flatten")
@@ -135,7 +135,7 @@ def test_protonet_logits_are_minus_the_squared_distance() -> None:
 
 def test_pixels_is_the_nearest_neighbour() -> None:
     batch = tasks()
-    chosen = Pixels()(batch).argmax(-1)
+    chosen = Nearest()(batch).argmax(-1)
     for t in range(3):
         nearest = cdist(batch.query.x[t].flatten(1).numpy(), batch.support.x[t].flatten(1).numpy()).argmin(1)
         assert (chosen[t].numpy() == batch.support.y[t].numpy()[nearest]).all()

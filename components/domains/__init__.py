@@ -5,11 +5,11 @@ from types import ModuleType
 
 from components.contracts import InputError
 
-DOMAINS = {"glyphs": "components.domains.glyphs"}
+DOMAINS = {"glyphs": "components.domains.glyphs", "sinusoid": "components.domains.sinusoid"}
 
 
 def load_domain(name: str) -> ModuleType:
-    """Return the domain's module: `build(options, mirror) -> Source` and `INPUTS`, the module that prepares its inputs."""
+    """Return the domain's module: `build(options, mirror) -> Source`."""
     if name not in DOMAINS:
         raise InputError(f"domain must be one of {', '.join(sorted(DOMAINS))}, got {name!r}. Choose one of them.")
     return importlib.import_module(DOMAINS[name])

@@ -1,4 +1,4 @@
-"""Pictures as network inputs: scaling, turning and random bending, in batches. Nothing here is versioned."""
+"""Stored items as network inputs: pictures scaled, turned and randomly bent, in batches; vectors as they are. Nothing here is versioned."""
 
 import math
 
@@ -10,7 +10,9 @@ from components.contracts import AugmentSection
 
 
 def prepare(raw: Tensor) -> Tensor:
-    """Scale stored pictures [..., H, W] uint8 to float inputs [..., 1, H, W] in [0, 1]."""
+    """Scale stored pictures [..., H, W] uint8 to float inputs [..., 1, H, W] in [0, 1]; vectors [..., D] stay as they are."""
+    if raw.dtype != torch.uint8:
+        return raw.float()
     return raw.unsqueeze(-3).float().div_(255)
 
 
@@ -23,7 +25,9 @@ def turn(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def augment(x: Tensor, options: AugmentSection, generator: torch.Generator) -> Tensor:
-    """Bend each picture by its own random affine map and smooth elastic field. x [N, C, H, W] -> the same shape."""
+    """Bend each picture by its own random affine map and smooth elastic field. x [N, C, H, W] -> the same shape. Vectors stay."""
+    if x.ndim != 4:
+        return x
     count, _, height, width = x.shape
 
     def uniform(*shape: int) -> Tensor:

@@ -29,4 +29,16 @@ class GlyphsOptions:
         require(len(self.fonts) >= self.min_styles, f"domain.source.fonts needs min_styles={self.min_styles} fonts, got {len(self.fonts)}.")
 
 
-OPTIONS: dict[str, type] = {"glyphs": GlyphsOptions}
+@dataclass
+class SinusoidOptions:
+    """`functions` sine waves, each seen at `points` places."""
+
+    functions: int
+    points: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        positive(**{"domain.source.functions": self.functions, "domain.source.points": self.points})
+
+
+OPTIONS: dict[str, type] = {"glyphs": GlyphsOptions, "sinusoid": SinusoidOptions}

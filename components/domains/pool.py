@@ -1,6 +1,7 @@
 """The pool: every item of a domain in a few packed files, classes with their group and split, and the options that made it.
 
 data/<domain>/inputs.npy       [N, ...] items, those of one class side by side
+data/<domain>/targets.npy      [N] each item's value, where tasks have values to predict
 data/<domain>/items.parquet    item -> class index, note (the style of a glyph)
 data/<domain>/classes.parquet  class -> name, group, split, first item, count
 data/<domain>/pool.json        domain, kind of input, digest of the options that made it
@@ -30,11 +31,12 @@ class PoolClass:
 
 @dataclass(frozen=True)
 class Source:
-    """What a domain builds: `inputs` [N, ...] in class order, one note an item."""
+    """What a domain builds: `inputs` [N, ...] in class order, one note an item, and `targets` [N] where items have values."""
 
     classes: list[PoolClass]
     inputs: np.ndarray
     item_notes: list[str]
+    targets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class Pool:
     source_digest: str
     inputs: np.ndarray
     classes: pa.Table
+    targets: np.ndarray | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Return the shape of one input of a network: pictures [1, H, W], vectors [D]."""
+        shape = self.inputs.shape[1:]
+        return (1, *shape) if self.inputs.dtype == np.uint8 else shape
 
     @cached_property
     def groups(self) -> list[str]:
@@ -82,13 +91,15 @@ def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest
         {
             "name": [c.name for c in source.classes],
             "group": [c.group for c in source.classes],
-            "split": [splits.split_of(c.group) for c in source.classes],
+            "split": [splits.split_of(c.group, c.name) for c in source.classes],
             "first": first,
             "count": counts,
         }
     )
     items = pa.table({"class": pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)), "note": pa.array(source.item_notes).dictionary_encode()})
     np.save(folder / "inputs.npy", source.inputs)
+    if source.targets is not None:
+        np.save(folder / "targets.npy", source.targets)
     pq.write_table(classes, folder / "classes.parquet")
     pq.write_table(items, folder / "items.parquet")
     about = {"domain": domain, "source": source_digest, "items": int(counts.sum()), "classes": len(counts)}
@@ -102,9 +113,10 @@ def open_pool(path: str | Path) -> Pool:
         about = json.loads((folder / "pool.json").read_text())
         inputs = np.load(folder / "inputs.npy", mmap_mode="r")
         classes = pq.read_table(folder / "classes.parquet")
+        targets = np.load(folder / "targets.npy", mmap_mode="r") if (folder / "targets.npy").exists() else None
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise InputError(f"The pool in {folder} must be complete and readable, got: {error}. Delete the folder; the next run restores it.") from error
-    return Pool(folder, about["domain"], about["source"], inputs, classes)
+    return Pool(folder, about["domain"], about["source"], inputs, classes, targets)
 
 
 def describe(names: Sequence[str], most: int = 5) -> str:

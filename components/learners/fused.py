@@ -23,11 +23,12 @@ class FusedLearner(Learner):
     def __init__(self, members: list[Learner], combine: str, weights: list[float], joint: bool, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         gradient = [isinstance(m, Maml) for m in members]
-        if combine == "concat" and any(gradient):
-            raise InputError("fusion.mode=concat needs members with a shared encoder, got a gradient-based one. Use fusion.mode=weights.")
+        if combine == "concat" and not all(m.centroids for m in members):
+            raise InputError("fusion.mode=concat needs members with a shared encoder and one mean a class, got another kind. Use fusion.mode=weights.")
         if joint and any(gradient) and not all(gradient):
             raise InputError("fusion.adapt=joint needs members of one family, got gradient-based and metric ones. Use fusion.adapt=members.")
         self.members = nn.ModuleList(members)
+        self.objective = members[0].objective
         self.combine, self.joint = combine, joint and all(gradient)
         self.theta_fixed = all(m.theta_fixed for m in members)
         self.theta_meta = tuple(f"members.{i}.{name}" for i, m in enumerate(members) for name in m.theta_meta)
@@ -71,32 +72,40 @@ class FusedLearner(Learner):
         if self.combine == "concat":
             scale = torch.stack([m.log_scale.exp() for m in self._members()]).mean()  # type: ignore[operator]
             return self._side_by_side(x) @ adapted["prototypes"].transpose(1, 2) * scale
-        logs = torch.stack(self.member_log_probabilities(adapted, x))
+        if self.objective.name != "cross_entropy":
+            return torch.einsum("m,mtqo->tqo", self.weights, torch.stack(self.member_outputs(adapted, x)))
+        logs = F.log_softmax(torch.stack(self.member_outputs(adapted, x)), -1)
         return torch.logsumexp(logs + self.weights.clamp_min(1e-12).log()[:, None, None, None], 0)
 
-    def member_log_probabilities(self, adapted: Adapted, x: Tensor) -> list[Tensor]:
-        """Return each member's calibrated log-probabilities [T, Q, way] for query features [T, Q, ...]."""
-        logs = []
+    def member_outputs(self, adapted: Adapted, x: Tensor) -> list[Tensor]:
+        """Return each member's calibrated outputs [T, Q, out] for query features [T, Q, ...]."""
+        found = []
         for i, (member, part) in enumerate(zip(self._members(), self.split(x), strict=True)):
-            own = {name.removeprefix(f"{i}/"): value for name, value in adapted.items() if name.startswith(f"{i}/")}
-            logs.append(F.log_softmax(member.predict_features(own, part) / member.temperature, -1))
-        return logs
+            found.append(member.predict_features(_own(adapted, i), part) / member.temperature)
+        return found
 
     def _adapt_as_one(self, support: Examples) -> Adapted:
-        """Take gradient steps on the mixture's support loss, every member at its own rate."""
+        """Take gradient steps on the mixture's support loss, every member by its own rule."""
         members: list[Maml] = self._members()  # type: ignore[assignment]
         outer = torch.is_grad_enabled()
         tasks = support.x.shape[0]
-        steps = max(m.options.inner_steps if self.training else m.options.test_steps for m in members)
-        second_order = outer and not all(m.options.first_order for m in members)
-        with torch.enable_grad():
-            weights = {f"{i}/{k}": v for i, m in enumerate(members) for k, v in m.start(tasks, support.way).items()}
-            if not outer:
-                weights = {k: v.detach().requires_grad_() for k, v in weights.items()}
-            for _ in range(steps):
-                logits = self.predict_features(weights, support.x)
-                loss = F.nll_loss(logits.transpose(1, 2), support.y, reduction="none").mean(1).sum()
-                gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
-                rates = {name: members[int(name.partition("/")[0])].rate(name.partition("/")[2]) for name in weights}
-                weights = {n: v - rates[n] * g for (n, v), g in zip(weights.items(), gradients, strict=True)}
+        second_order = outer and not all(m.first_order() for m in members)
+        weights = {f"{i}/{k}": v for i, m in enumerate(members) for k, v in m.start(tasks, support.way).items()}
+        memories = [m.memory(_own(weights, i)) for i, m in enumerate(members)]
+        for index in range(max(m.steps() for m in members)):
+            with torch.enable_grad():
+                if not outer:
+                    weights = {k: v.detach().requires_grad_() for k, v in weights.items()}
+                loss = self.objective.loss(self.predict_features(weights, support.x), support.y)
+                found = dict(zip(weights, torch.autograd.grad(loss.sum(), list(weights.values()), create_graph=second_order), strict=True))
+            moved = {}
+            for i, member in enumerate(members):
+                own, memories[i] = member.step(_own(weights, i), _own(found, i), loss, memories[i], index)
+                moved |= {f"{i}/{k}": v for k, v in own.items()}
+            weights = moved
         return weights if outer else {k: v.detach() for k, v in weights.items()}
+
+
+def _own(tensors: Adapted, member: int) -> Adapted:
+    """Return a member's own of the tensors, by their names in it."""
+    return {name.removeprefix(f"{member}/"): t for name, t in tensors.items() if name.startswith(f"{member}/")}

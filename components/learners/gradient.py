@@ -1,75 +1,143 @@
 """Gradient-based learners: one inner loop of gradient steps on task-batched weights, shared by the whole MAML line."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor, nn
+
+from components.gradients import conjugate_gradients, given, recomputed
 from components.learners.learner import Adapted, Learner
-from components.learners.options import MamlOptions
-from components.tasks import Examples
+from components.learners.options import ImamlOptions, InnerOptions
+from components.networks import channels_last, statistics
+from components.tasks import Examples, TaskBatch
 
 
 class Maml(Learner):
     """Model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400, Alg. 2), second order, or first order (sec. 5.2).
 
     theta is the backbone and the head's start; meta-training tunes it, adaptation moves a copy of it for each task. One learned vector
-    starts the head of every class (Ye and Chao 2022, arXiv:2106.16245, sec. 5), so any number of ways can be adapted to. Normalisation
-    uses the fixed running statistics of pre-training: nothing is read from the query set.
+    starts the head of every class (Ye and Chao 2022, arXiv:2106.16245, sec. 5), so any number of ways can be adapted to.
+
+    Subclasses change what moves (`start`), how it is read (`outputs`), and how a step is made (`step`, with a `memory` of its own).
     """
 
     theta_fixed = False
 
-    def __init__(self, backbone: nn.Module, dim: int, options: MamlOptions) -> None:
+    def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Parameter(torch.zeros(dim))
         self.head_bias = nn.Parameter(torch.zeros(()))
         self.options = options
+        self.checkpoint_inner = False
+        self.tasks_at_once = int(backbone.tasks_at_once)  # type: ignore[arg-type]
+
+    def started(self) -> None:
+        """Values have one output: a head of zeros would leave the backbone without a gradient."""
+        if self.objective.name != "cross_entropy" and not self.head.any():
+            nn.init.normal_(self.head, std=len(self.head) ** -0.5)
 
     def train(self, mode: bool = True) -> "Maml":
         super().train(mode)
-        self.backbone.eval()
+        statistics(self.backbone, self.options.norm, mode)
         return self
 
     def start(self, tasks: int, way: int) -> Adapted:
-        """Return theta for each task: every tensor with leading dimension T, the head with one row a class."""
+        """Return what adaptation moves, for each task: every tensor with leading dimension T, the head with one row a class."""
         weights = {name: p.expand(tasks, *p.shape) for name, p in self.backbone.named_parameters()}
-        weights["head"] = self.head.expand(tasks, way, -1)
-        weights["head_bias"] = self.head_bias.expand(tasks, way)
-        return weights
+        return weights | self.head_for(tasks, way)
 
-    def rate(self, name: str) -> Tensor | float:
-        """Return the step size of a parameter; a scalar, or a tensor of its shape."""
-        return self.options.inner_lr
+    def head_for(self, tasks: int, way: int) -> Adapted:
+        rows = self.objective.outputs(way)
+        return {"head": self.head.expand(tasks, rows, -1), "head_bias": self.head_bias.expand(tasks, rows)}
 
-    def logits(self, weights: Adapted, x: Tensor) -> Tensor:
-        """Return logits [T, N, way] of inputs x [T, N, ...] under weights of their own for every task."""
+    def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
+        """Return features [T, N, dim] of x [T, N, ...] after `index` inner steps."""
         body = {k: v for k, v in weights.items() if not k.startswith("head")}
-        features: Tensor = vmap(lambda w, inputs: functional_call(self.backbone, w, (inputs,)))(body, x)
-        return features @ weights["head"].transpose(1, 2) + weights["head_bias"].unsqueeze(1)
+        found: Tensor = self.backbone.per_task(body, x)  # type: ignore[operator]
+        return found
 
-    def inner_loss(self, weights: Adapted, support: Examples) -> Tensor:
-        """Return the sum over tasks of each task's mean support loss: its gradient is each task's own gradient."""
-        logits = self.logits(weights, support.x)
-        return F.cross_entropy(logits.transpose(1, 2), support.y, reduction="none").mean(1).sum()
+    def outputs(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
+        """Return outputs [T, N, out] of x [T, N, ...] under each task's own weights after `index` inner steps."""
+        return torch.baddbmm(weights["head_bias"].unsqueeze(1), self.features(weights, x, index), weights["head"].transpose(1, 2))
+
+    def inner_loss(self, weights: Adapted, support: Examples, index: int) -> Tensor:
+        """Return each task's support loss [T]."""
+        return self.objective.loss(self.outputs(weights, support.x, index), support.y)
+
+    def memory(self, weights: Adapted) -> Adapted:
+        """Return what a learned update rule remembers between steps, at the start."""
+        return {}
+
+    def step(self, weights: Adapted, gradients: Adapted, loss: Tensor, memory: Adapted, index: int) -> tuple[Adapted, Adapted]:
+        """Return weights and memory after inner step `index`; gradients are those of each task's own loss [T]."""
+        return {name: w - self.options.inner_lr * gradients[name] for name, w in weights.items()}, memory
+
+    def first_order(self) -> bool:
+        """Tell whether inner gradients count as constants for the outer one."""
+        return self.options.first_order
+
+    def descend(self, weights: Adapted, memory: Adapted, support: Examples, steps: range, graph: bool) -> tuple[Adapted, Adapted]:
+        """Take inner steps; with `graph`, later gradients see through them."""
+        for index in steps:
+            with torch.enable_grad():
+                if not graph:
+                    weights = {k: v.detach().requires_grad_() for k, v in weights.items()}
+                loss = self.inner_loss(weights, support, index)
+                found = torch.autograd.grad(loss.sum(), list(weights.values()), create_graph=graph and not self.first_order())
+            gradients = dict(zip(weights, found, strict=True))
+            weights, memory = self.step(weights, gradients, loss if graph else loss.detach(), memory, index)
+        return weights, memory
+
+    def steps(self) -> int:
+        return self.options.inner_steps if self.training else self.options.test_steps
 
     def adapt_features(self, support: Examples) -> Adapted:
-        outer = torch.is_grad_enabled()
-        steps = self.options.inner_steps if self.training else self.options.test_steps
-        with torch.enable_grad():
-            weights = self.start(support.x.shape[0], support.way)
-            if not outer:
-                weights = {k: v.detach().requires_grad_() for k, v in weights.items()}
-            for _ in range(steps):
-                names, values = zip(*weights.items(), strict=True)
-                second_order = outer and not self.options.first_order
-                gradients = torch.autograd.grad(self.inner_loss(weights, support), values, create_graph=second_order)
-                weights = {n: v - self.rate(n) * g for n, v, g in zip(names, values, gradients, strict=True)}
-        return weights if outer else {k: v.detach() for k, v in weights.items()}
+        weights = self.start(support.x.shape[0], support.way)
+        graph = torch.is_grad_enabled()
+        if graph and self.checkpoint_inner:
+            return self._descend_in_segments(weights, support)
+        weights, _ = self.descend(weights, self.memory(weights), support, range(self.steps()), graph)
+        return weights if graph else {k: v.detach() for k, v in weights.items()}
+
+    def _descend_in_segments(self, weights: Adapted, support: Examples) -> Adapted:
+        """Descend keeping only every sqrt(n)-th state: memory grows with the square root of the steps, time by one more pass."""
+        total = self.steps()
+        length = max(1, round(total**0.5))
+        memory, parameters = self.memory(weights), [p for p in self.parameters() if p.requires_grad]
+        for first in range(0, total, length):
+            names, kept = list(weights), list(memory)
+            span = range(first, min(first + length, total))
+
+            def segment(tensors: Sequence[Tensor], names: list[str] = names, kept: list[str] = kept, span: range = span) -> Sequence[Tensor]:
+                own = dict(zip(names, tensors[: len(names)], strict=True))
+                own, state = self.descend(own, dict(zip(kept, tensors[len(names) :], strict=True)), support, span, torch.is_grad_enabled())
+                return [own[n] for n in names] + [state[n] for n in kept]
+
+            out = recomputed(segment, [*weights.values(), *memory.values()], parameters)
+            weights, memory = dict(zip(names, out[: len(names)], strict=True)), dict(zip(kept, out[len(names) :], strict=True))
+        return weights
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
-        return self.logits(adapted, x)
+        return self.outputs(adapted, x, self.steps())
+
+
+class Anil(Maml):
+    """Almost no inner loop (Raghu et al. 2020, arXiv:1909.09157, sec. 4): only the head moves, the backbone encodes for all tasks."""
+
+    def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
+        super().__init__(backbone, dim, options)
+        self.tasks_at_once = Learner.tasks_at_once
+
+    def encode(self, x: Tensor) -> Tensor:
+        features: Tensor = self.backbone(channels_last(x))
+        return features
+
+    def start(self, tasks: int, way: int) -> Adapted:
+        return self.head_for(tasks, way)
+
+    def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
+        return x
 
 
 class MetaSgd(Maml):
@@ -77,15 +145,76 @@ class MetaSgd(Maml):
 
     theta_meta = ("rates.",)
 
-    def __init__(self, backbone: nn.Module, dim: int, options: MamlOptions) -> None:
+    def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
         super().__init__(backbone, dim, options)
         shapes = {name: p.shape for name, p in backbone.named_parameters()} | {"head": (dim,), "head_bias": ()}
-        self.rates = nn.ParameterDict({_key(n): nn.Parameter(torch.full(s, options.inner_lr)) for n, s in shapes.items()})
+        self.rates = nn.ParameterDict({key(n): nn.Parameter(torch.full(s, options.inner_lr)) for n, s in shapes.items()})
 
-    def rate(self, name: str) -> Tensor | float:
-        rate: Tensor = self.rates[_key(name)]
-        return rate
+    def step(self, weights: Adapted, gradients: Adapted, loss: Tensor, memory: Adapted, index: int) -> tuple[Adapted, Adapted]:
+        return {name: w - self.rates[key(name)] * gradients[name] for name, w in weights.items()}, memory
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # ParameterDict keys may not contain dots
+class Reptile(Maml):
+    """Reptile (Nichol et al. 2018, arXiv:1803.02999, Alg. 1, batched): theta moves towards the weights adapted to all of a task's examples.
+
+    Its meta-gradient is theta - phi, the mean over tasks (and over the rows of the head, which share one start): with plain gradient
+    descent at rate epsilon the update is theta + epsilon (phi - theta), as in the paper.
+    """
+
+    def meta_loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        join = (torch.cat([getattr(e, f) for e in (batch.support, batch.query)], 1) for f in ("x", "y"))
+        everything = Examples(*join, batch.support.way)
+        tasks = batch.query.y.shape[0]
+        theta = self.start(tasks, batch.support.way)
+        with torch.no_grad():
+            phi = self.adapt_features(everything)
+            loss, metrics = self.objective.loss_and_metrics(self.outputs(phi, batch.query.x, self.steps()), batch.query.y)
+            rows = {name: w.shape[1] if name.startswith("head") else 1 for name, w in theta.items()}
+            gradients = [(w - phi[name]) / (tasks * rows[name]) for name, w in theta.items()]
+        return given(loss, list(theta.values()), gradients), metrics
+
+
+class Imaml(Maml):
+    """Implicit MAML (Rajeswaran et al. 2019, arXiv:1909.04630, Alg. 1 and 2).
+
+    The inner problem is pulled back to theta by lambda/2 |phi - theta|^2; at its solution the meta-gradient of a task is
+    (I + H / lambda)^-1 times the query gradient, H the Hessian of the support loss, solved by conjugate gradients: memory does not
+    depend on the number of steps.
+    """
+
+    options: ImamlOptions
+
+    def inner_loss(self, weights: Adapted, support: Examples, index: int) -> Tensor:
+        theta = self.start(support.x.shape[0], support.way)
+        away = torch.stack([(w - theta[n]).flatten(1).square().sum(1) for n, w in weights.items()]).sum(0)
+        return super().inner_loss(weights, support, index) + 0.5 * self.options.proximal * away
+
+    def meta_loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        theta = self.start(batch.query.y.shape[0], batch.support.way)
+        with torch.no_grad():
+            phi = self.adapt_features(batch.support)
+        with torch.enable_grad():
+            phi = {name: w.detach().requires_grad_() for name, w in phi.items()}
+            values = list(phi.values())
+            outputs = self.outputs(phi, batch.query.x, self.steps())
+            loss, metrics = self.objective.loss_and_metrics(outputs, batch.query.y)
+            outer = _flat(torch.autograd.grad(loss, values))
+            inner = _flat(torch.autograd.grad(super().inner_loss(phi, batch.support, self.steps()).sum(), values, create_graph=True))
+
+        def product(v: Tensor) -> Tensor:
+            hessian = torch.autograd.grad(inner, values, v, retain_graph=True)
+            return v + _flat(hessian) / self.options.proximal
+
+        solved = conjugate_gradients(product, outer, self.options.cg_steps)
+        sizes = [w[0].numel() for w in values]
+        gradients = [g.reshape(w.shape) for g, w in zip(torch.split(solved, sizes, 1), values, strict=True)]
+        return given(loss, list(theta.values()), gradients), metrics
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([t.flatten(1) for t in tensors], 1)
+
+
+def key(name: str) -> str:
+    """Return a parameter's name as a ParameterDict takes it: without dots."""
+    return name.replace(".", "/")

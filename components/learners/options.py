@@ -1,31 +1,90 @@
-"""The options of each learner: typed, validated, standard library only. Values live in conf/learner/."""
+"""The family of learners: each one's code, options and objectives. Standard library only; the options' values live in conf/learner/."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from components.contracts import positive, require
 
 
 @dataclass
-class ProtoNetOptions:
+class EncodingOptions:
     """`norm`: `running` keeps pre-training's statistics fixed; `meta_batch` takes them over the meta-batch and averages them for test."""
 
+    norm: Literal["running", "meta_batch"]
+
+
+@dataclass
+class ProtoNetOptions(EncodingOptions):
     distance: Literal["euclidean", "cosine"]
     scale: float
-    norm: Literal["running", "meta_batch"]
 
     def __post_init__(self) -> None:
         positive(**{"learner.options.scale": self.scale})
 
 
 @dataclass
-class MamlOptions:
-    """Inner loop: `inner_steps` while training, `test_steps` when adapting for good, both at rate `inner_lr`."""
+class MatchingOptions(EncodingOptions):
+    """`context` switches full context embeddings on."""
+
+    scale: float
+    context: bool
+
+    def __post_init__(self) -> None:
+        positive(**{"learner.options.scale": self.scale})
+
+
+@dataclass
+class RelationOptions(EncodingOptions):
+    hidden: int
+
+    def __post_init__(self) -> None:
+        positive(**{"learner.options.hidden": self.hidden})
+
+
+@dataclass
+class LocalOptions(EncodingOptions):
+    """`neighbours` a descriptor; the last `unpooled` blocks keep their resolution."""
+
+    scale: float
+    neighbours: int
+    unpooled: int
+
+    def __post_init__(self) -> None:
+        positive(**{"learner.options.scale": self.scale, "learner.options.neighbours": self.neighbours})
+        require(self.unpooled >= 0, f"learner.options.unpooled must be at least 0, got {self.unpooled}. Set 0 to pool every block.")
+
+
+@dataclass
+class RidgeOptions(EncodingOptions):
+    ridge: float
+    scale: float
+
+    def __post_init__(self) -> None:
+        positive(**{"learner.options.ridge": self.ridge, "learner.options.scale": self.scale})
+
+
+@dataclass
+class LogisticOptions(RidgeOptions):
+    newton_steps: int
+    cg_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(**{"learner.options.newton_steps": self.newton_steps, "learner.options.cg_steps": self.cg_steps})
+
+
+@dataclass
+class InnerOptions:
+    """Inner loop: `inner_steps` while training, `test_steps` when adapting for good, both at rate `inner_lr`.
+
+    `norm`: `running` keeps pre-training's statistics; `task` takes those of the task at hand, at test as well (transductive).
+    """
 
     inner_steps: int
     test_steps: int
     inner_lr: float
     first_order: bool
+    norm: Literal["running", "task"]
 
     def __post_init__(self) -> None:
         for name in ("inner_steps", "test_steps"):
@@ -34,4 +93,142 @@ class MamlOptions:
         positive(**{"learner.options.inner_lr": self.inner_lr})
 
 
-OPTIONS: dict[str, type] = {"protonet": ProtoNetOptions, "maml": MamlOptions, "fomaml": MamlOptions, "meta_sgd": MamlOptions}
+@dataclass
+class AnilOptions(InnerOptions):
+    norm: Literal["running", "meta_batch"]  # type: ignore[assignment]
+
+
+@dataclass
+class MamlPlusPlusOptions(InnerOptions):
+    """`annealing` is the part of training with first-order gradients."""
+
+    norm: Literal["running", "task", "per_step"]  # type: ignore[assignment]
+    per_step_rates: bool
+    multi_step_loss: bool
+    annealing: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.annealing <= 1, f"learner.options.annealing must lie in [0, 1], got {self.annealing}. Set 0 to switch it off.")
+
+
+@dataclass
+class ImamlOptions(InnerOptions):
+    """`proximal` is lambda, the pull towards theta."""
+
+    proximal: float
+    cg_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(**{"learner.options.proximal": self.proximal, "learner.options.cg_steps": self.cg_steps})
+
+
+@dataclass
+class AlfaOptions(InnerOptions):
+    hidden: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(**{"learner.options.hidden": self.hidden})
+
+
+@dataclass
+class LstmOptions(AlfaOptions):
+    pass
+
+
+@dataclass
+class CnpOptions(EncodingOptions):
+    width: int
+
+    def __post_init__(self) -> None:
+        positive(**{"learner.options.width": self.width})
+
+
+@dataclass
+class SetTransformerOptions(CnpOptions):
+    heads: int
+    layers: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(**{"learner.options.heads": self.heads, "learner.options.layers": self.layers})
+        require(self.width % self.heads == 0, f"learner.options.width must be a multiple of heads={self.heads}, got {self.width}. Change one of them.")
+
+
+@dataclass
+class SnailOptions(CnpOptions):
+    """`reach`: dilated layers a block, which together see 2^reach examples back."""
+
+    blocks: int
+    reach: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(**{"learner.options.blocks": self.blocks, "learner.options.reach": self.reach})
+
+
+@dataclass
+class MannOptions(CnpOptions):
+    slots: int
+    decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(**{"learner.options.slots": self.slots, "learner.options.decay": self.decay})
+
+
+ALL = ("cross_entropy", "squared_error", "ranking")
+CLASSES, VALUES = ("cross_entropy",), ("squared_error", "ranking")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a learner's code is, what options it takes, which objectives it can learn, and why not the others."""
+
+    module: str
+    kind: str
+    options: type
+    objectives: tuple[str, ...] = ALL
+    why: str = ""
+    inner: bool = field(default=False)  # adapts by the inner loop of gradient.py
+
+    @property
+    def path(self) -> str:
+        return f"components.learners.{self.module}"
+
+
+_MEANS = "it keeps one mean a class, and values have no classes"
+FAMILIES: dict[str, Family] = {
+    "maml": Family("gradient", "Maml", InnerOptions, inner=True),
+    "fomaml": Family("gradient", "Maml", InnerOptions, inner=True),
+    "finetune": Family("gradient", "Maml", InnerOptions, inner=True),
+    "anil": Family("gradient", "Anil", AnilOptions, inner=True),
+    "meta_sgd": Family("gradient", "MetaSgd", InnerOptions, inner=True),
+    "reptile": Family("gradient", "Reptile", InnerOptions, inner=True),
+    "imaml": Family("gradient", "Imaml", ImamlOptions, inner=True),
+    "mamlpp": Family("rules", "MamlPlusPlus", MamlPlusPlusOptions, inner=True),
+    "meta_curvature": Family("rules", "MetaCurvature", InnerOptions, inner=True),
+    "alfa": Family("rules", "Alfa", AlfaOptions, inner=True),
+    "lstm": Family("rules", "LstmLearner", LstmOptions, inner=True),
+    "ridge": Family("closed_form", "Ridge", RidgeOptions),
+    "logistic": Family("closed_form", "Logistic", LogisticOptions, CLASSES, "a logistic head tells classes apart"),
+    "rfs": Family("closed_form", "Logistic", LogisticOptions, CLASSES, "a logistic head tells classes apart"),
+    "protonet": Family("metric", "ProtoNet", ProtoNetOptions, CLASSES, _MEANS),
+    "base": Family("metric", "ProtoNet", ProtoNetOptions, CLASSES, _MEANS),
+    "matching": Family("metric", "Matching", MatchingOptions),
+    "relation": Family("metric", "Relation", RelationOptions, CLASSES, "it scores classes, and values have none"),
+    "local": Family("metric", "Local", LocalOptions, CLASSES, "it compares places of feature maps class by class"),
+    "mann": Family("memory", "Mann", MannOptions),
+    "snail": Family("memory", "Snail", SnailOptions),
+    "cnp": Family("memory", "Cnp", CnpOptions),
+    "set_transformer": Family("memory", "SetTransformer", SetTransformerOptions),
+}
+BASES = {"cross_entropy": ("metric", "CosineBase"), "squared_error": ("closed_form", "LinearBase"), "ranking": ("closed_form", "LinearBase")}
+
+
+def family(name: str) -> Family:
+    """Return a learner's family. Raises InputError for a name that is not known."""
+    require(name in FAMILIES, f"learner must be one of {', '.join(sorted(FAMILIES))}, got {name!r}. Choose one of them.")
+    return FAMILIES[name]

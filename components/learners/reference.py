@@ -9,21 +9,27 @@ from torch.func import functional_call
 
 from components.draws import seed_of
 from components.learners.learner import Adapted, Learner
+from components.objectives import code
 from components.tasks import Examples
 
 
-class Pixels(Learner):
-    """Nearest neighbour in pixel space: no learning. Logits are minus the squared distance to each class's nearest support item."""
+class Nearest(Learner):
+    """Nearest neighbour in the space of inputs: no learning.
+
+    Logits are minus the squared distance to each class's nearest support item; a value is that of the nearest item.
+    """
 
     def encode(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
     def adapt_features(self, support: Examples) -> Adapted:
-        return {"x": support.x, "y": F.one_hot(support.y, support.way).bool()}
+        return {"x": support.x, "y": code(support.y, self.objective, support.way, support.x.dtype)}
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         distance = torch.cdist(x, adapted["x"]).square()  # [T, Q, S]
-        apart = torch.where(adapted["y"].unsqueeze(1), distance.unsqueeze(-1), torch.inf)
+        if self.objective.name != "cross_entropy":
+            return adapted["y"].gather(1, distance.argmin(2, keepdim=True))
+        apart = torch.where(adapted["y"].bool().unsqueeze(1), distance.unsqueeze(-1), torch.inf)
         return -apart.amin(2)
 
 
@@ -41,7 +47,7 @@ class Unadapted(Learner):
 
     def adapt_features(self, support: Examples) -> Adapted:
         head: Tensor = self.head  # type: ignore[assignment]
-        return {"head": head[: support.way].expand(support.x.shape[0], -1, -1)}
+        return {"head": head[: self.objective.outputs(support.way)].expand(support.x.shape[0], -1, -1)}
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         return x.flatten(2) @ adapted["head"].transpose(1, 2)
@@ -61,15 +67,15 @@ class Scratch(Learner):
         self.dim, self.steps, self.lr = dim, steps, lr
 
     def adapt_features(self, support: Examples) -> Adapted:
-        tasks = [self._train(x, y, support.way) for x, y in zip(support.x, support.y, strict=True)]
+        tasks = [self._train(x, y, self.objective.outputs(support.way)) for x, y in zip(support.x, support.y, strict=True)]
         return {name: torch.stack([task[name] for task in tasks]) for name in tasks[0]}
 
-    def _train(self, x: Tensor, y: Tensor, way: int) -> Adapted:
+    def _train(self, x: Tensor, y: Tensor, outputs: int) -> Adapted:
         net = copy.deepcopy(self.backbone)
         for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
-        head = nn.Linear(self.dim, way)
+        head = nn.Linear(self.dim, outputs)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         with torch.no_grad():
@@ -79,7 +85,7 @@ class Scratch(Learner):
         with torch.enable_grad():
             for _ in range(self.steps):
                 optimizer.zero_grad()
-                F.cross_entropy(head(net(x)), y).backward()  # type: ignore[no-untyped-call]
+                self.objective.loss(head(net(x))[None], y[None]).sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
         state = {f"net.{k}": v for k, v in net.state_dict().items() if v.is_floating_point()}
         return {k: v.detach() for k, v in (state | {"head": head.weight, "head_bias": head.bias}).items()}

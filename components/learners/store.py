@@ -13,18 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from components.contracts import BackboneSection, InputError, from_plain, to_plain
 from components.learners.learner import Learner
-from components.learners.options import OPTIONS
+from components.learners.options import BASES, family
 from components.networks import build_backbone
+from components.objectives import OBJECTIVES
 
-# Families are loaded by name, so that a stage depends on the code of the one that it uses.
-FAMILIES = {
-    "base": "components.learners.metric:CosineBase",
-    "protonet": "components.learners.metric:ProtoNet",
-    "maml": "components.learners.gradient:Maml",
-    "fomaml": "components.learners.gradient:Maml",
-    "meta_sgd": "components.learners.gradient:MetaSgd",
-    "fused": "components.learners.fused:FusedLearner",
-}
 Spec = dict[str, Any]
 
 _init_lock = threading.Lock()
@@ -38,36 +30,35 @@ def initial_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def spec_of(name: str, options: dict[str, Any], backbone: BackboneSection, input_shape: tuple[int, ...]) -> Spec:
-    """Return the plain specification of a learner: all that `build` needs."""
-    return {"name": name, "options": options, "backbone": to_plain(backbone), "input_shape": list(input_shape)}
+def spec_of(name: str, options: dict[str, Any], backbone: BackboneSection, input_shape: tuple[int, ...], objective: str) -> Spec:
+    """Return the plain specification of a learner: all that `build` needs. `theta*` is the name of a base model."""
+    return {"name": name, "options": options, "backbone": to_plain(backbone), "input_shape": list(input_shape), "objective": objective}
 
 
 def fused_spec(members: list[Spec], combine: str, weights: list[float], joint: bool) -> Spec:
     """Return the specification of a fused learner from its members'."""
-    return {"name": "fused", "members": members, "combine": combine, "weights": weights, "joint": joint, "input_shape": members[0]["input_shape"]}
-
-
-def family(name: str) -> tuple[str, str]:
-    """Return (module, class) of a learner. Raises InputError for a name that is not known."""
-    if name not in FAMILIES:
-        raise InputError(f"learner must be one of {', '.join(sorted(FAMILIES))}, got {name!r}. Choose one of them.")
-    module, _, kind = FAMILIES[name].partition(":")
-    return module, kind
+    shared = {name: members[0][name] for name in ("input_shape", "objective")}
+    return {"name": "fused", "members": members, "combine": combine, "weights": weights, "joint": joint, **shared}
 
 
 def build(spec: Spec, seed: int = 0) -> Learner:
-    """Build a learner with fresh weights drawn from `seed`."""
-    module, kind = family(spec["name"])
-    make = getattr(importlib.import_module(module), kind)
-    shape = tuple(spec["input_shape"])
+    """Build a learner with fresh weights drawn from `seed`. Raises InputError for a name, objective or backbone that does not fit."""
+    shape, objective = tuple(spec["input_shape"]), spec["objective"]
     if spec["name"] == "fused":
-        learner: Learner = make([build(member) for member in spec["members"]], spec["combine"], spec["weights"], spec["joint"], shape)
+        fused = importlib.import_module("components.learners.fused").FusedLearner
+        learner: Learner = fused([build(member) for member in spec["members"]], spec["combine"], spec["weights"], spec["joint"], shape)
         return learner
     with initial_weights(seed):
         backbone = build_backbone(from_plain(BackboneSection, spec["backbone"]), shape)
-        options = spec["options"] if spec["name"] == "base" else OPTIONS[spec["name"]](**spec["options"])
-        return make(backbone, backbone.dim, options)  # type: ignore[no-any-return]
+        if spec["name"] == "theta*":
+            module, kind = BASES[objective]
+            made = getattr(importlib.import_module(f"components.learners.{module}"), kind)(backbone, backbone.dim, spec["options"])
+        else:
+            of = family(spec["name"])
+            made = getattr(importlib.import_module(of.path), of.kind)(backbone, backbone.dim, of.options(**spec["options"]))
+        made.objective = OBJECTIVES[objective]
+        made.started()
+    return made  # type: ignore[no-any-return]
 
 
 def save(learner: Learner, spec: Spec, folder: Path, about: dict[str, Any]) -> None:

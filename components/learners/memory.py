@@ -1,0 +1,275 @@
+"""Memory-based learners: adaptation is one reading of the support; no gradient, no optimiser at test time.
+
+Any number of ways: classes enter as codes, fixed random vectors of unit length, and an output is compared with the codes of the task's
+classes. While training each batch draws which codes stand for its classes, so that no code comes to mean a class.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from components.draws import seed_of
+from components.learners.learner import Adapted, Encoding
+from components.learners.options import CnpOptions, MannOptions, SetTransformerOptions, SnailOptions
+from components.objectives import one_hot
+from components.tasks import Examples
+
+CODES = 1_000
+
+
+class Reader(Encoding):
+    """A learner that reads (feature, target) pairs: targets become vectors of `width` numbers, and outputs come back from such vectors."""
+
+    theta_meta = ("",)  # everything: what is learned is how to learn
+    codes: Tensor
+
+    def __init__(self, backbone: nn.Module, dim: int, width: int, norm: str) -> None:
+        super().__init__(backbone, norm)
+        self.width = width
+        self.item = nn.Linear(dim, width)
+        self.value = nn.Linear(1, width)
+        self.answer = nn.Linear(width, 1)
+        self.log_scale = nn.Parameter(torch.zeros(()))
+        codes = torch.randn(CODES, width, generator=torch.Generator().manual_seed(seed_of("label codes")))
+        self.register_buffer("codes", F.normalize(codes, dim=-1) * width**0.5)
+
+    def started(self) -> None:
+        """Leave out what this objective never uses: parallel training waits for a gradient of every parameter."""
+        for name in self.unused():
+            if hasattr(self, name):
+                delattr(self, name)
+
+    def unused(self) -> list[str]:
+        return ["value", "answer"] if self.objective.name == "cross_entropy" else ["log_scale"]
+
+    def class_codes(self, way: int) -> Tensor:
+        """Return the codes [way, width] of a task's classes: at test always the same, while training a choice of this step's own."""
+        if not self.training:
+            return self.codes[:way]
+        generator = torch.Generator().manual_seed(seed_of("codes of a step", self.progress))
+        return self.codes[torch.randperm(CODES, generator=generator)[:way].to(self.codes.device)]
+
+    def targets(self, support: Examples) -> tuple[Tensor, Tensor]:
+        """Return the targets as vectors [T, S, width], and the codes [T, way, width] that outputs are compared with."""
+        if self.objective.name == "cross_entropy":
+            codes = self.class_codes(support.way)
+            return codes[support.y], codes.expand(support.x.shape[0], -1, -1)
+        values: Tensor = self.value(support.y.unsqueeze(-1).to(support.x.dtype))
+        return values, values.new_zeros(support.x.shape[0], 0, self.width)
+
+    def finish(self, found: Tensor, codes: Tensor) -> Tensor:
+        """Turn output vectors [T, Q, width] into outputs [T, Q, out]."""
+        if codes.shape[1]:
+            return found @ codes.transpose(1, 2) / self.width**0.5 * self.log_scale.exp()
+        values: Tensor = self.answer(found)
+        return values
+
+
+class Cnp(Reader):
+    """Conditional neural process (Garnelo et al. 2018, arXiv:1807.01613, eq. 1-4): the support becomes the mean of its encodings.
+
+    With classes, one mean a class beside the mean of all, and the decoder scores each class by itself, so any way can be asked for.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int, options: CnpOptions) -> None:
+        super().__init__(backbone, dim, options.width, options.norm)
+        width = options.width
+        self.reading = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.decoding = nn.Sequential(nn.Linear(3 * width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def unused(self) -> list[str]:
+        return ["answer", "log_scale", *(["value"] if self.objective.name == "cross_entropy" else [])]
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        item = self.item(support.x)
+        if self.objective.name == "cross_entropy":
+            told = torch.zeros_like(item)  # a class is told by the mean that an example is part of
+        else:
+            told = self.value(support.y.unsqueeze(-1).to(item.dtype))
+        read = self.reading(torch.cat([item, told], -1))
+        whole = read.mean(1, keepdim=True)
+        if self.objective.name != "cross_entropy":
+            return {"whole": whole, "classes": whole}
+        belongs = one_hot(support.y, support.way, read.dtype).transpose(1, 2)
+        return {"whole": whole, "classes": belongs @ read / belongs.sum(2, keepdim=True)}
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        queries, classes = x.shape[1], adapted["classes"].shape[1]
+        parts = [self.item(x).unsqueeze(2).expand(-1, -1, classes, -1), adapted["classes"].unsqueeze(1).expand(-1, queries, -1, -1)]
+        parts.append(adapted["whole"].unsqueeze(1).expand(-1, queries, classes, -1))
+        scores: Tensor = self.decoding(torch.cat(parts, -1)).squeeze(-1)
+        return scores
+
+
+class SetTransformer(Reader):
+    """A transformer that reads the support as a set (Lee et al. 2019, arXiv:1810.00825; as a learner: Nguyen and Grover 2022, arXiv:2207.04179).
+
+    Support tokens, each an item and its target, attend to each other; a query token, an item alone, attends to them and to no other
+    query. There are no positions, so the order of the support does not matter.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int, options: SetTransformerOptions) -> None:
+        super().__init__(backbone, dim, options.width, options.norm)
+        self.layers = nn.ModuleList(_Attention(options.width, options.heads) for _ in range(options.layers))
+        self.out = nn.Linear(options.width, options.width)
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        told, codes = self.targets(support)
+        token, kept = self.item(support.x) + told, {"codes": codes}
+        for i, layer in enumerate(self.layers):
+            kept[f"layer-{i}"] = token
+            token = layer(token, token)
+        return kept
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        token = self.item(x)
+        for i, layer in enumerate(self.layers):
+            token = layer(token, adapted[f"layer-{i}"])
+        return self.finish(self.out(token), adapted["codes"])
+
+
+class _Attention(nn.Module):
+    """A pre-norm transformer layer: tokens [T, N, width] read `source` [T, S, width]."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.join = (nn.Linear(width, width) for _ in range(4))
+        self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, token: Tensor, source: Tensor) -> Tensor:
+        read, asked = self.before(source), self.before(token)
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        found = F.scaled_dot_product_attention(heads(self.query(asked)), heads(self.key(read)), heads(self.value(read)))
+        token = token + self.join(found.transpose(1, 2).flatten(2))
+        result: Tensor = token + self.feed(self.between(token))
+        return result
+
+
+class Snail(Reader):
+    """SNAIL (Mishra et al. 2018, arXiv:1707.03141, sec. 3): dilated causal convolutions and causal attention over the support's sequence.
+
+    A query is the step after the last example, each query by itself: the support's activations are worked out once and every query
+    reads them. The order of the support matters.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int, options: SnailOptions) -> None:
+        super().__init__(backbone, dim, options.width, options.norm)
+        self.join = nn.Linear(2 * options.width, options.width)
+        self.blocks = nn.ModuleList([_CausalAttention(options.width)])
+        for _ in range(options.blocks):
+            self.blocks.append(_TemporalConvolutions(options.width, options.reach))
+            self.blocks.append(_CausalAttention(options.width))
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        told, codes = self.targets(support)
+        steps, kept = self.join(torch.cat([self.item(support.x), told], -1)), {"codes": codes}
+        for i, block in enumerate(self.blocks):
+            kept[f"block-{i}"] = steps
+            steps = block(steps, None)
+        return kept
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        item = self.item(x)
+        step = self.join(torch.cat([item, torch.zeros_like(item)], -1))
+        for i, block in enumerate(self.blocks):
+            step = block(adapted[f"block-{i}"], step)
+        return self.finish(step, adapted["codes"])
+
+
+class _CausalAttention(nn.Module):
+    """Attention of each step to itself and the steps before, added to it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, past: Tensor, last: Tensor | None) -> Tensor:
+        """Return the steps [T, S, width] after attention, or with `last` [T, Q, width] only those, each as the one step after `past`."""
+        read = self.norm(past)
+        if last is None:
+            return past + F.scaled_dot_product_attention(self.query(read), self.key(read), self.value(read), is_causal=True)
+        own = self.norm(last)
+        query, scale = self.query(own), own.shape[-1] ** -0.5
+        scores = torch.cat([query @ self.key(read).transpose(1, 2), (query * self.key(own)).sum(-1, keepdim=True)], -1) * scale
+        weight = scores.softmax(-1)
+        return last + weight[..., :-1] @ self.value(read) + weight[..., -1:] * self.value(own)
+
+
+class _TemporalConvolutions(nn.Module):
+    """Gated convolutions of two taps, dilation 1, 2, 4, ..., added to their input."""
+
+    def __init__(self, width: int, reach: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(reach))
+        self.taps = nn.ModuleList(nn.Linear(2 * width, 2 * width) for _ in range(reach))
+
+    def forward(self, past: Tensor, last: Tensor | None) -> Tensor:
+        for i, (norm, taps) in enumerate(zip(self.norms, self.taps, strict=True)):
+            read, back = norm(past), 2**i
+            if last is not None:
+                before = read[:, -back :][:, :1] if back <= read.shape[1] else torch.zeros_like(read[:, :1])
+                last = last + _gated(taps(torch.cat([before.expand_as(last), norm(last)], -1)))
+            shifted = F.pad(read, (0, 0, back, 0))[:, : read.shape[1]]
+            past = past + _gated(taps(torch.cat([shifted, read], -1)))
+        return past if last is None else last
+
+
+def _gated(x: Tensor) -> Tensor:
+    value, gate = x.chunk(2, -1)
+    return torch.tanh(value) * torch.sigmoid(gate)
+
+
+class Mann(Reader):
+    """A memory-augmented network with least-recently-used access (Santoro et al. 2016, ICML, sec. 3): it reads the support item by item.
+
+    A recurrent controller writes (item, target) into memory slots, over the least used one or the one just read, and a query reads by
+    cosine similarity (eq. 2-8 there). Memory is not written by queries, so none can change another's answer. The order matters.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int, options: MannOptions) -> None:
+        super().__init__(backbone, dim, options.width, options.norm)
+        width = options.width
+        self.slots, self.decay = options.slots, options.decay
+        self.controller = nn.GRUCell(3 * width, width)
+        self.key, self.gate = nn.Linear(width, width), nn.Linear(width, 1)
+        self.content = nn.Linear(2 * width, width)
+        self.strength = nn.Parameter(torch.tensor(2.0))
+        self.out = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def _read(self, memory: Tensor, keys: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what queries [T, N, width] find [T, N, width], and the weights [T, N, slots]."""
+        weight = (F.normalize(self.key(query), dim=-1) @ F.normalize(keys + 1e-6, dim=-1).transpose(1, 2) * self.strength.exp()).softmax(-1)
+        return weight @ memory, weight
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        told, codes = self.targets(support)
+        items = self.item(support.x)
+        tasks, examples, width = items.shape
+        memory = items.new_zeros(tasks, self.slots, width)
+        keys = items.new_zeros(tasks, self.slots, width)
+        state = items.new_zeros(tasks, width)
+        usage, read = items.new_zeros(tasks, self.slots), items.new_zeros(tasks, self.slots)
+        for i in range(examples):
+            item, target = items[:, i], told[:, i]
+            found, weight = self._read(memory, keys, item.unsqueeze(1))
+            state = self.controller(torch.cat([item, target, found[:, 0]], -1), state)
+            free = F.one_hot(usage.argmin(1), self.slots).to(usage)
+            gate = torch.sigmoid(self.gate(state))
+            write = gate * read + (1 - gate) * free
+            keep = (1 - free).unsqueeze(-1)  # the least used slot is emptied before it is written
+            memory = memory * keep + write.unsqueeze(-1) * self.content(torch.cat([state, target], -1)).unsqueeze(1)
+            keys = keys * keep + write.unsqueeze(-1) * self.key(item).unsqueeze(1)
+            read = weight[:, 0]
+            usage = self.decay * usage + read + write
+        return {"memory": memory, "keys": keys, "codes": codes}
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        query = self.item(x)
+        found, _ = self._read(adapted["memory"], adapted["keys"], query)
+        return self.finish(self.out(torch.cat([query, found], -1)), adapted["codes"])

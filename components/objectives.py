@@ -1,0 +1,77 @@
+"""What a task asks for: the loss that learners minimise and the score that people read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`loss` and `score` map outputs [T, Q, out] and targets [T, Q] to one number a task [T]; `sign` is +1 where more is better."""
+
+    name: str
+    loss: Measure
+    score_name: str
+    score: Measure
+    sign: int
+
+    def outputs(self, way: int) -> int:
+        """Return the number of outputs of a task: one a class, or one value."""
+        return way if self.name == "cross_entropy" else 1
+
+    def loss_and_metrics(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean loss over tasks and the metrics to log."""
+        loss = self.loss(outputs, targets).mean()
+        return loss, {"loss": loss.detach(), self.score_name: self.score(outputs.detach(), targets).mean()}
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(1)
+
+
+def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(-1) == targets).float().mean(1)
+
+
+def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.squeeze(-1) - targets).square().mean(1)
+
+
+def _pairs(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return, for all pairs of items, the difference of scores [T, Q, Q] and whether the first is the better one."""
+    score = outputs.squeeze(-1)
+    return score.unsqueeze(2) - score.unsqueeze(1), targets.unsqueeze(2) > targets.unsqueeze(1)
+
+
+def _pairwise_logistic(outputs: Tensor, targets: Tensor) -> Tensor:
+    gap, better = _pairs(outputs, targets)
+    return (F.softplus(-gap) * better).sum((1, 2)) / better.sum((1, 2)).clamp_min(1)
+
+
+def _pairwise_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    gap, better = _pairs(outputs, targets)
+    right = (gap > 0).float() + 0.5 * (gap == 0).float()
+    return (right * better).sum((1, 2)) / better.sum((1, 2)).clamp_min(1)
+
+
+OBJECTIVES = {
+    "cross_entropy": Objective("cross_entropy", _cross_entropy, "accuracy", _accuracy, +1),
+    "squared_error": Objective("squared_error", _squared_error, "mse", _squared_error, -1),
+    # RankNet (Burges et al. 2005, ICML, eq. 3) with certain targets, over all pairs of a task; the score is the share of pairs in order.
+    "ranking": Objective("ranking", _pairwise_logistic, "pairs", _pairwise_accuracy, +1),
+}
+
+
+def one_hot(labels: Tensor, way: int, dtype: torch.dtype) -> Tensor:
+    """Return [T, S, way] from labels [T, S]."""
+    return F.one_hot(labels, way).to(dtype)
+
+
+def code(targets: Tensor, objective: Objective, way: int, dtype: torch.dtype) -> Tensor:
+    """Return targets as numbers to fit: [T, S, way] for classes, [T, S, 1] for values."""
+    return one_hot(targets, way, dtype) if objective.name == "cross_entropy" else targets.unsqueeze(-1).to(dtype)
