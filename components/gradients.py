@@ -65,12 +65,13 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
-        inputs = [t.detach().requires_grad_() for t in ctx.saved_tensors[: ctx.inputs]]
-        parameters = ctx.saved_tensors[ctx.inputs :]
+        wanted = ctx.needs_input_grad[2:]
+        inputs = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors[: ctx.inputs], wanted, strict=False)]
         with torch.enable_grad():
             outputs = ctx.function(inputs)
-        gradients = torch.autograd.grad(outputs, [*inputs, *parameters], outer, allow_unused=True)
-        return None, None, *gradients
+        leaves = [t for t, need in zip([*inputs, *ctx.saved_tensors[ctx.inputs :]], wanted, strict=True) if need]
+        gradients = iter(torch.autograd.grad(outputs, leaves, outer, allow_unused=True))
+        return None, None, *(next(gradients) if need else None for need in wanted)
 
 
 def recomputed(function: Function, inputs: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:

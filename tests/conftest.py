@@ -15,7 +15,7 @@ from components.domains.pool import Pool, PoolClass, Source, open_pool, write_po
 
 # Groups of unequal sizes, classes of unequal counts: what real sources are like.
 GROUPS = {"a": 9, "b": 14, "c": 6, "v": 8, "w": 5, "g": 7, "t": 8, "u": 12}
-SPLITS = SplitsSection(val=["v", "w"], gate=["g"], test=["t", "u"])
+SPLITS = SplitsSection(val=["v", "w"], gate=["g"], test=["t", "u"], shares={})
 
 
 @pytest.fixture(scope="session")

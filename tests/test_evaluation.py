@@ -96,7 +96,7 @@ def test_promotion_needs_the_whole_interval_above_the_margin() -> None:
 
 
 def test_a_batch_norm_network_scores_the_same_in_any_batch(small_pool: Pool, small_tasksets) -> None:
-    from test_learners import spec
+    from tasks_for_tests import spec
 
     learner = store.build(spec("protonet"))
     validation = Validation(small_pool, small_tasksets, "test-4w2s")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from test_learners import spec, tasks
+from tasks_for_tests import spec, tasks
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from components.contracts import InputError

@@ -1,139 +1,171 @@
-"""Learners against independent truths: finite differences, hand-written loops, brute force."""
+"""What holds for every learner of the family, in every objective that it says it can do."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
-from torch import nn
+from tasks_for_tests import CLASSIFIERS, CONV, EVERY, PICTURES, gradient, predict, spec, tasks
 
-from components.contracts import BackboneSection, InputError, to_plain
+from components.contracts import InputError, to_plain
 from components.learners import store
-from components.learners.gradient import Maml, MetaSgd
-from components.learners.learner import Learner, class_means
-from components.learners.metric import ProtoNet
-from components.learners.options import MamlOptions, ProtoNetOptions
+from components.learners.options import FAMILIES
 from components.learners.reference import Nearest, Scratch
 from components.tasks import Examples, TaskBatch
 
-BACKBONE = BackboneSection("conv", [4, 6], [True, True], "flatten")
-FAMILIES = {
-    "protonet": {"distance": "cosine", "scale": 8.0, "norm": "meta_batch"},
-    "maml": {"inner_steps": 2, "test_steps": 3, "inner_lr": 0.1, "first_order": False},
-    "fomaml": {"inner_steps": 2, "test_steps": 3, "inner_lr": 0.1, "first_order": True},
-    "meta_sgd": {"inner_steps": 2, "test_steps": 3, "inner_lr": 0.1, "first_order": False},
-    "base": {"classes": 10, "scale": 8.0},
-}
+NAMES = [*FAMILIES, "theta*"]
 
 
-def tasks(count: int = 3, way: int = 3, shot: int = 2, query: int = 4, shape: tuple[int, ...] = (1, 28, 28), seed: int = 0, dtype=torch.float32) -> TaskBatch:
-    generator = torch.Generator().manual_seed(seed)
-
-    def examples(each: int) -> Examples:
-        labels = torch.arange(way).repeat_interleave(each).expand(count, -1)
-        return Examples(torch.rand(count, way * each, *shape, generator=generator, dtype=dtype), labels, way)
-
-    return TaskBatch(examples(shot), examples(query))
+def fitting(objective: str, kind: str, **more) -> TaskBatch:
+    shape = PICTURES if kind == "conv" else (5,)
+    return tasks(shape=shape, **more) if objective == "cross_entropy" else tasks(shape=shape, way=1, shot=6, query=4, **more)
 
 
-def spec(name: str) -> store.Spec:
-    return store.spec_of(name, FAMILIES[name], BACKBONE, (1, 28, 28))
+@pytest.mark.parametrize("name, objective, kind", EVERY)
+def test_every_parameter_gets_a_finite_gradient(name: str, objective: str, kind: str) -> None:
+    learner = store.build(spec(name, objective, kind)).train()
+    found = gradient(learner, fitting(objective, kind))
+    assert set(found) == {n for n, _ in learner.named_parameters()}, "a parameter without a gradient would stall parallel training"
+    assert all(torch.isfinite(g).all() for g in found.values())
 
 
-def smooth(kind: type[Maml], steps: int = 2, first_order: bool = False, seed: int = 0) -> Maml:
-    """A small smooth learner in float64: rounding flips no ReLU, so differences converge."""
-    with store.initial_weights(seed):
-        body = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh())
-        learner = kind(body, 4, MamlOptions(steps, steps, 0.3, first_order)).double()
-        nn.init.normal_(learner.head)
-    return learner.train()
-
-
-def gradient(learner: Learner, batch: TaskBatch) -> dict[str, torch.Tensor]:
-    learner.zero_grad()
-    learner.meta_loss(batch)[0].backward()
-    return {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("kind", [Maml, MetaSgd])
-def test_the_second_order_meta_gradient_equals_finite_differences(kind: type[Maml]) -> None:
-    learner, batch = smooth(kind), tasks(shape=(5,), dtype=torch.float64)
-    found = gradient(learner, batch)
-    largest = max(g.abs().max() for g in found.values())
-    step = 1e-5
-    for name, parameter in learner.named_parameters():
-        flat = parameter.data.view(-1)
-        for i in range(0, len(flat), max(1, len(flat) // 4)):
-            was, losses = flat[i].item(), []
-            for sign in (1, -1):
-                flat[i] = was + sign * step
-                losses.append(learner.meta_loss(batch)[0].item())
-            flat[i] = was
-            assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(found[name].view(-1)[i].item(), abs=1e-6 * largest.item()), name
-
-
-def test_the_first_order_gradient_is_that_of_the_adapted_weights() -> None:
-    learner, batch = smooth(Maml, first_order=True), tasks(shape=(5,), dtype=torch.float64)
-    found = gradient(learner, batch)
-    total = {n: torch.zeros_like(p) for n, p in learner.backbone.named_parameters()}
-    for t in range(3):  # one task after the other, by plain SGD on copies
-        net, head, bias = copy.deepcopy(learner.backbone), learner.head.detach().expand(3, -1).clone(), torch.zeros(3, dtype=torch.float64)
-        leaves = [*net.parameters(), head.requires_grad_(), bias.requires_grad_()]
-        optimizer = torch.optim.SGD(leaves, 0.3)
-        for _ in range(2):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(batch.support.x[t]) @ head.T + bias, batch.support.y[t]).backward()
-            optimizer.step()
+@pytest.mark.parametrize("name, objective, kind", EVERY)
+def test_training_lowers_the_loss_on_the_tasks_trained_on(name: str, objective: str, kind: str) -> None:
+    if kind == "conv" and objective != "cross_entropy":
+        pytest.skip("covered by the vectors")
+    learner, batch = store.build(spec(name, objective, kind)).train(), fitting(objective, kind, count=2)
+    optimizer = torch.optim.Adam(learner.parameters(), 0.01)
+    losses = []
+    for _ in range(25):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(batch.query.x[t]) @ head.T + bias, batch.query.y[t]).backward()
-        for n, p in net.named_parameters():
-            total[n] += p.grad / 3
-    for name, value in total.items():
-        assert torch.allclose(found[f"backbone.{name}"], value, rtol=1e-9, atol=1e-12)
+        loss, _ = learner.meta_loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < losses[0]
 
 
-def test_first_and_second_order_differ_but_agree_on_the_loss() -> None:
-    batch = tasks(shape=(5,), dtype=torch.float64)
-    first, second = smooth(Maml, first_order=True), smooth(Maml)
-    assert first.meta_loss(batch)[0].item() == pytest.approx(second.meta_loss(batch)[0].item(), rel=1e-12)
-    name = "backbone.0.weight"
-    assert not torch.allclose(gradient(first, batch)[name], gradient(second, batch)[name], rtol=1e-3)
-
-
-def test_meta_sgd_with_equal_rates_is_maml() -> None:
-    batch = tasks(shape=(5,), dtype=torch.float64)
-    for name, value in gradient(smooth(Maml), batch).items():
-        assert torch.allclose(gradient(smooth(MetaSgd), batch)[name], value, rtol=1e-10), name
-
-
-def test_adapting_with_zero_steps_changes_nothing() -> None:
-    learner = smooth(Maml, steps=0)
-    adapted = learner.adapt(tasks(shape=(5,), dtype=torch.float64).support)
-    for name, parameter in learner.backbone.named_parameters():
-        assert (adapted[name] == parameter).all()
-
-
-def test_prototypes_are_class_means_whatever_the_shots() -> None:
-    x, y = torch.randn(1, 6, 5), torch.tensor([[0, 2, 2, 1, 2, 0]])
-    means = class_means(x, y, 3)
-    for label in range(3):
-        assert torch.allclose(means[0, label], x[0, y[0] == label].mean(0), atol=1e-6)
-
-
-def test_protonet_logits_are_minus_the_squared_distance() -> None:
-    learner = ProtoNet(nn.Identity(), 5, ProtoNetOptions("euclidean", 1.0, "running")).eval()
-    batch = tasks(shape=(5,))
-    logits = learner(batch).detach().numpy()
+@pytest.mark.parametrize("name, objective, kind", EVERY)
+def test_tasks_of_a_batch_do_not_touch_each_other(name: str, objective: str, kind: str) -> None:
+    learner, batch = store.build(spec(name, objective, kind)).eval(), fitting(objective, kind)
+    together = predict(learner, batch)
     for t in range(3):
-        prototypes = np.stack([batch.support.x[t][batch.support.y[t] == c].mean(0).numpy() for c in range(3)])
-        wanted = -(cdist(batch.query.x[t].numpy(), prototypes) ** 2)
-        shift = logits[t] - wanted
-        assert np.allclose(shift, shift[:, :1], atol=1e-4)  # -|x|^2 is the same for every class
+        assert torch.allclose(together[t], predict(learner, batch.take(slice(t, t + 1)))[0], atol=1e-4)
 
 
-def test_pixels_is_the_nearest_neighbour() -> None:
+@pytest.mark.parametrize("name, objective, kind", EVERY)
+def test_one_query_cannot_change_anothers_prediction(name: str, objective: str, kind: str) -> None:
+    learner, batch = store.build(spec(name, objective, kind)).eval(), fitting(objective, kind)
+    with torch.no_grad():
+        adapted = learner.adapt(batch.support)
+        whole = learner.predict(adapted, batch.query.x)
+        assert torch.allclose(whole[:, :2], learner.predict(adapted, batch.query.x[:, :2]), atol=1e-5)  # nothing is transductive
+
+
+@pytest.mark.parametrize("name, objective, kind", EVERY)
+def test_query_labels_cannot_leak(name: str, objective: str, kind: str) -> None:
+    learner, batch = store.build(spec(name, objective, kind)).eval(), fitting(objective, kind)
+    other = TaskBatch(batch.support, Examples(batch.query.x, batch.query.y.flip(1) * 0, batch.query.way))
+    with torch.no_grad():
+        assert torch.equal(learner(batch), learner(other))
+
+
+ORDERED = ("snail", "mann")
+
+
+@pytest.mark.parametrize("name, objective, kind", EVERY)
+def test_the_order_of_the_support_matters_only_where_a_sequence_is_read(name: str, objective: str, kind: str) -> None:
+    learner, batch = store.build(spec(name, objective, kind)).eval(), fitting(objective, kind)
+    order = torch.randperm(batch.support.y.shape[1], generator=torch.Generator().manual_seed(1))
+    turned = TaskBatch(Examples(batch.support.x[:, order], batch.support.y[:, order], batch.support.way), batch.query)
+    same = torch.allclose(predict(learner, batch), predict(learner, turned), atol=1e-4)
+    assert same == (name not in ORDERED)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("way, shot", [(2, 1), (9, 3), (100, 1)])
+def test_any_way_and_shot(name: str, way: int, shot: int) -> None:
+    batch = tasks(count=1, way=way, shot=shot, query=1)
+    found = predict(store.build(spec(name)).eval(), batch)
+    assert found.shape == (1, way, way) and torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_unequal_shots(name: str) -> None:
+    batch = tasks(count=2, way=3, shot=3)
+    kept = torch.tensor([0, 3, 4, 6, 7, 8])  # one, two and three examples
+    support = Examples(batch.support.x[:, kept], batch.support.y[:, kept], 3)
+    assert torch.isfinite(predict(store.build(spec(name)).eval(), TaskBatch(support, batch.query))).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_learner_predicts_the_same(name: str, tmp_path: Path) -> None:
+    learner, batch = store.build(spec(name), seed=3).eval(), tasks()
+    learner.temperature.fill_(2.5)
+    store.save(learner, spec(name), tmp_path, {"domain": "none"})
+    loaded, told, about = store.load(tmp_path)
+    assert told == spec(name) and about == {"domain": "none"}
+    assert torch.equal(predict(loaded, batch), predict(learner, batch))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["learner.json", "learner.safetensors"]
+    weights = tmp_path / "learner.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-20])
+    with pytest.raises(InputError, match="learner"):
+        store.load(tmp_path)
+
+
+def test_the_weights_of_another_learner_are_refused(tmp_path: Path) -> None:
+    for name in ("maml", "meta_sgd"):
+        store.save(store.build(spec(name)), spec(name), tmp_path / name, {})
+    (tmp_path / "maml" / "learner.safetensors").replace(tmp_path / "meta_sgd" / "learner.safetensors")
+    with pytest.raises(InputError, match="that match"):
+        store.load(tmp_path / "meta_sgd")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_theta_or_theta_meta(name: str) -> None:
+    learner = store.build(spec(name))
+    roles = learner.parameter_roles()
+    assert sorted(roles["theta"] + roles["theta_meta"]) == sorted(n for n, _ in learner.named_parameters())
+    assert learner.theta_fixed == (name == "theta*" or not FAMILIES[name].inner)
+    if name in ("meta_sgd", "alfa", "lstm", "meta_curvature", "mamlpp"):
+        assert roles["theta"] and roles["theta_meta"], "the rule is theta_meta, the start of the network theta"
+
+
+def test_building_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first, second = store.build(spec("protonet"), 1), store.build(spec("protonet"), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (first.backbone.blocks[0].conv.weight != second.backbone.blocks[0].conv.weight).any()
+
+
+@pytest.mark.parametrize("name, norm", [("protonet", "running"), ("anil", "running"), ("maml", "running"), ("maml", "task")])
+def test_fixed_and_task_normalisation_keep_no_statistics(name: str, norm: str) -> None:
+    learner = store.build(spec(name, norm=norm)).train()
+    before = copy.deepcopy(dict(learner.named_buffers()))
+    learner(tasks())
+    assert all(torch.equal(value, before[key]) for key, value in learner.named_buffers())
+
+
+def test_task_statistics_are_transductive_and_say_so() -> None:
+    learner, batch = store.build(spec("maml", norm="task")).eval(), tasks()
+    adapted = learner.adapt(batch.support)
+    assert not torch.allclose(learner.predict(adapted, batch.query.x)[:, :2], learner.predict(adapted, batch.query.x[:, :2]), atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["group", "instance"])
+def test_group_and_instance_normalisation_see_one_item_at_a_time(norm: str) -> None:
+    from dataclasses import replace
+
+    learner = store.build(store.spec_of("protonet", spec("protonet")["options"], replace(CONV, norm=norm), PICTURES, "cross_entropy")).train()
+    x = torch.rand(6, *PICTURES)
+    assert torch.allclose(learner.encode(x)[:2], learner.encode(x[:2]), atol=1e-5)
+
+
+def test_nearest_is_the_nearest_neighbour() -> None:
     batch = tasks()
     chosen = Nearest()(batch).argmax(-1)
     for t in range(3):
@@ -145,83 +177,29 @@ def test_scratch_fits_its_support() -> None:
     from components.networks import build_backbone
 
     with store.initial_weights(0):
-        network = build_backbone(BACKBONE, (1, 28, 28))
+        network = build_backbone(CONV, PICTURES)
     support = tasks(count=1).support
     before = copy.deepcopy(network.state_dict())
     learner = Scratch(network, network.dim, 60, 0.01)
     with torch.no_grad():
         logits = learner.predict(learner.adapt(support), support.x)
-    assert (logits.argmax(-1) == support.y).all()
-    assert all((network.state_dict()[k] == v).all() for k, v in before.items()), "the shared network must stay untouched"
+    assert torch.equal(logits.argmax(-1), support.y)
+    assert all(torch.equal(network.state_dict()[k], v) for k, v in before.items()), "the shared network must stay untouched"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_tasks_of_a_batch_do_not_touch_each_other(name: str) -> None:
-    learner, batch = store.build(spec(name)).eval(), tasks()
-    together = learner.predict(learner.adapt(batch.support), batch.query.x)
-    for t in range(3):
-        support = Examples(batch.support.x[t : t + 1], batch.support.y[t : t + 1], 3)
-        alone = learner.predict(learner.adapt(support), batch.query.x[t : t + 1])
-        assert torch.allclose(together[t], alone[0], atol=1e-4)
+def test_objectives_equal_loops_in_numpy() -> None:
+    from components.objectives import OBJECTIVES
 
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_one_query_cannot_change_anothers_prediction(name: str) -> None:
-    learner, batch = store.build(spec(name)).eval(), tasks()
-    adapted = learner.adapt(batch.support)
-    whole = learner.predict(adapted, batch.query.x)
-    assert torch.allclose(whole[:, :2], learner.predict(adapted, batch.query.x[:, :2]), atol=1e-5)  # nothing is transductive
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("way, shot", [(2, 1), (9, 3)])
-def test_any_way_and_shot(name: str, way: int, shot: int) -> None:
-    batch = tasks(count=2, way=way, shot=shot)
-    learner = store.build(spec(name)).eval()
-    with torch.no_grad():
-        assert learner.predict(learner.adapt(batch.support), batch.query.x).shape == (2, way * 4, way)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_stored_learner_predicts_the_same(name: str, tmp_path: Path) -> None:
-    learner, batch = store.build(spec(name), seed=3).eval(), tasks()
-    learner.temperature.fill_(2.5)
-    store.save(learner, spec(name), tmp_path, {"domain": "none"})
-    loaded, told, about = store.load(tmp_path)
-    assert told == spec(name) and about == {"domain": "none"}
-    assert (loaded.predict(loaded.adapt(batch.support), batch.query.x) == learner.predict(learner.adapt(batch.support), batch.query.x)).all()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["learner.json", "learner.safetensors"]
-    weights = tmp_path / "learner.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-20])
-    with pytest.raises(InputError, match="learner"):
-        store.load(tmp_path)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_every_parameter_is_theta_or_theta_meta(name: str) -> None:
-    learner = store.build(spec(name))
-    roles = learner.parameter_roles()
-    assert sorted(roles["theta"] + roles["theta_meta"]) == sorted(n for n, _ in learner.named_parameters())
-    if name == "meta_sgd":
-        assert roles["theta_meta"] and all(n.startswith("rates.") for n in roles["theta_meta"])
-    assert learner.theta_fixed == (name in ("protonet", "base"))
-
-
-def test_building_leaves_the_global_generator_alone() -> None:
-    before = torch.get_rng_state()
-    first, second = store.build(spec("protonet"), 1), store.build(spec("protonet"), 2)
-    assert (torch.get_rng_state() == before).all()
-    assert (first.backbone.blocks[0].conv.weight != second.backbone.blocks[0].conv.weight).any()
-
-
-def test_frozen_normalisation_stays_frozen_in_training() -> None:
-    running = ProtoNet(store.build(spec("protonet")).backbone, 1, ProtoNetOptions("cosine", 1.0, "running")).train()
-    before = copy.deepcopy(running.state_dict())
-    running(tasks())
-    assert all((running.state_dict()[k] == v).all() for k, v in before.items())
+    random = np.random.default_rng(0)
+    scores, values = random.normal(size=(2, 5, 1)), random.integers(1, 6, (2, 5)).astype(float)
+    for t in range(2):
+        pairs = [(i, j) for i in range(5) for j in range(5) if values[t, i] > values[t, j]]
+        gaps = np.array([scores[t, i, 0] - scores[t, j, 0] for i, j in pairs])
+        args = torch.tensor(scores[t : t + 1]), torch.tensor(values[t : t + 1])
+        assert OBJECTIVES["ranking"].loss(*args).item() == pytest.approx(np.log1p(np.exp(-gaps)).mean())
+        assert OBJECTIVES["ranking"].score(*args).item() == pytest.approx((gaps > 0).mean())
+        assert OBJECTIVES["squared_error"].loss(*args).item() == pytest.approx(((scores[t, :, 0] - values[t]) ** 2).mean())
 
 
 def test_plain_specifications_survive_json() -> None:
-    import json
-
     assert json.loads(json.dumps(to_plain(spec("maml")))) == spec("maml")

@@ -127,6 +127,7 @@ def logistic_head(x: Tensor, labels: Tensor, way: int, ridge: Tensor, newton_ste
                     break
                 length = torch.where(worse[:, None, None], length / 2, length)
             a = a - length * direction
+        a = (targets - (gram @ a).softmax(-1)) / ridge  # of all A with this W, the one whose residual is zero
         constant = hessian(a, gram, (gram @ a).softmax(-1))
     gram_live = x @ x.transpose(1, 2)
     condition = gram @ residual(a, gram_live, ridge)

@@ -110,11 +110,11 @@ class Maml(Learner):
             span = range(first, min(first + length, total))
 
             def segment(tensors: Sequence[Tensor], names: list[str] = names, kept: list[str] = kept, span: range = span) -> Sequence[Tensor]:
-                own = dict(zip(names, tensors[: len(names)], strict=True))
-                own, state = self.descend(own, dict(zip(kept, tensors[len(names) :], strict=True)), support, span, torch.is_grad_enabled())
+                own, seen = dict(zip(names, tensors[: len(names)], strict=True)), Examples(tensors[-1], support.y, support.way)
+                own, state = self.descend(own, dict(zip(kept, tensors[len(names) : -1], strict=True)), seen, span, torch.is_grad_enabled())
                 return [own[n] for n in names] + [state[n] for n in kept]
 
-            out = recomputed(segment, [*weights.values(), *memory.values()], parameters)
+            out = recomputed(segment, [*weights.values(), *memory.values(), support.x], parameters)
             weights, memory = dict(zip(names, out[: len(names)], strict=True)), dict(zip(kept, out[len(names) :], strict=True))
         return weights
 

@@ -1,0 +1,48 @@
+"""Random tasks and small learners for tests."""
+
+import torch
+from torch import Tensor
+
+from components.contracts import BackboneSection
+from components.learners import store
+from components.learners.learner import Learner
+from components.learners.options import FAMILIES
+from components.tasks import Examples, TaskBatch
+from flows.config import load
+
+CONV = BackboneSection("conv", [4, 6], [True, True], "flatten", "batch")
+MLP = BackboneSection("mlp", [8, 6], [], "flatten", "batch")
+PICTURES, VECTORS = (1, 28, 28), (5,)
+OPTIONS = {name: load([f"learner={name}"]).learner.options for name in FAMILIES}
+EVERY = [(name, objective, kind) for name, of in FAMILIES.items() for objective in of.objectives for kind in ("conv", "mlp") if (name, kind) != ("local", "mlp")]
+CLASSIFIERS = [name for name, of in FAMILIES.items() if "cross_entropy" in of.objectives]
+
+
+def tasks(count: int = 3, way: int = 3, shot: int = 2, query: int = 4, shape: tuple[int, ...] = PICTURES, seed: int = 0, dtype=torch.float32) -> TaskBatch:
+    """Tasks of classes when way > 1, else of values."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def examples(each: int) -> Examples:
+        x = torch.rand(count, way * each, *shape, generator=generator, dtype=dtype)
+        if way == 1:
+            return Examples(x, torch.randn(count, each, generator=generator, dtype=dtype), 1)
+        return Examples(x, torch.arange(way).repeat_interleave(each).expand(count, -1), way)
+
+    return TaskBatch(examples(shot), examples(query))
+
+
+def spec(name: str, objective: str = "cross_entropy", kind: str = "conv", **options) -> store.Spec:
+    backbone, shape = (CONV, PICTURES) if kind == "conv" else (MLP, VECTORS)
+    made = {"classes": 10, "scale": 8.0, "ridge": 0.1} if name == "theta*" else OPTIONS[name] | options
+    return store.spec_of(name, made, backbone, shape, objective)
+
+
+def predict(learner: Learner, batch: TaskBatch) -> Tensor:
+    with torch.no_grad():
+        return learner.predict(learner.adapt(batch.support), batch.query.x)
+
+
+def gradient(learner: Learner, batch: TaskBatch) -> dict[str, Tensor]:
+    learner.zero_grad()
+    learner.meta_loss(batch)[0].backward()
+    return {n: p.grad.clone() for n, p in learner.named_parameters() if p.grad is not None}
