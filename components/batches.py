@@ -1,5 +1,7 @@
 """Training batches: step k's global batch is a pure function of (seed, k), cut so that any number of processes makes the same one."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,25 +28,29 @@ class ItemBatches:
         self.key = key_of(seed, "base items")
 
     def __call__(self, step: int, rank: int, world: int) -> tuple[Tensor, Tensor]:
-        """Return inputs [B, C, H, W] and labels [B] over classes x turns: the shards i of step `step` with i mod world = rank."""
-        parts = [self._shard(step, shard) for shard in range(rank, self.shards, world)]
-        return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-
-    def _shard(self, step: int, shard: int) -> tuple[Tensor, Tensor]:
+        """Return inputs [B, ...] and labels [B] over classes x turns, or values: the shards i of step `step` with i mod world = rank."""
+        numbers = np.arange(step * self.shards + rank, (step + 1) * self.shards, world, dtype=np.uint64)
         n = self.shard_size
-        counter = np.uint64((step * self.shards + shard) * 3 * n)
-        random = bits(self.key, counter + np.arange(3 * n, dtype=np.uint64)).reshape(3, n)
+        counter = numbers[:, None] * np.uint64(3 * n) + np.arange(3 * n, dtype=np.uint64)
+        random = bits(self.key, counter).reshape(-1, 3, n).transpose(1, 0, 2).reshape(3, -1)
         position = below(random[0], len(self.classes)).astype(np.int64)
         chosen = self.classes[position]
         item = self.pool.first[chosen] + below(random[1], self.pool.counts[chosen]).astype(np.int64)
         turns = below(random[2], self.turns).astype(np.int64)
         x = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[item])))
-        if self.turns > 1:
-            x = images.turn(x, torch.from_numpy(turns))
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "base augment", step, shard))
         if self.pool.targets is not None:
             return x, torch.from_numpy(np.ascontiguousarray(self.pool.targets[item]))
-        return images.augment(x, self.options, generator), torch.from_numpy(position * self.turns + turns)
+        if self.turns > 1:
+            x = images.turn(x, torch.from_numpy(turns))
+        return bent(x, self.options, n, (seed_of(self.seed, "base augment", number) for number in numbers)), torch.from_numpy(position * self.turns + turns)
+
+
+def bent(x: Tensor, options: AugmentSection, each: int, seeds: Iterable[int]) -> Tensor:
+    """Bend pictures [N, C, H, W] by draws from one seed for every `each` of them; vectors stay as they are."""
+    if x.ndim != 4 or not any(vars(options).values()):
+        return x
+    random = torch.cat([images.draws(each, torch.Generator().manual_seed(seed)) for seed in seeds])
+    return images.bend(x, random, options)
 
 
 class TaskBatches:
@@ -59,8 +65,7 @@ class TaskBatches:
         rows = np.array([n % len(self.table) for n in numbers])
         items = np.concatenate([part[rows].reshape(len(rows), -1) for part in (self.table.support, self.table.query)], 1)
         x = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[items])))
-        bent = [images.augment(own, self.options, torch.Generator().manual_seed(seed_of(self.seed, "task augment", n))) for own, n in zip(x, numbers, strict=True)]
-        x = torch.stack(bent) if x.ndim == 5 else x
+        x = bent(x.flatten(0, 1), self.options, items.shape[1], (seed_of(self.seed, "task augment", n) for n in numbers)).reshape(x.shape)
         (way, shot), query = self.table.support.shape[1:], self.table.query.shape[2]
         if self.pool.targets is None:
             y = torch.cat([torch.arange(way).repeat_interleave(n) for n in (shot, query)]).expand(len(rows), -1)

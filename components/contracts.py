@@ -297,7 +297,8 @@ class Config:
         if self.domain.objective == "cross_entropy":
             require(not one, f"tasks of classes need at least 2 ways, got 1 in {', '.join(one)}. A task needs two classes to tell apart.")
         else:
-            require(self.tasks.way == 1, f"tasks.way must be 1 in domain {self.domain.name}, whose tasks have values to predict, got {self.tasks.way}.")
+            where = f"in domain {self.domain.name}, whose tasks have values"
+            require(self.tasks.way == 1, f"tasks.way must be 1 {where}, got {self.tasks.way}. Use experiment={self.domain.name}.")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), got {self.seed}. Use seed=0.")
 
 

@@ -20,14 +20,16 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def distillation_loss(student: Learner, teacher: Learner, batch: TaskBatch, temperature: float, soft_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Return (1 - a) times the tasks' own loss + a times the soft loss, and the metrics; both networks adapt to the same support by themselves.
 
-    Values have no temperature: their soft loss is the squared difference of the outputs.
+    Values have no temperature: their soft loss is the squared difference of the outputs, where the teacher is nearer to the truth than
+    the student (a value has no bounds, and a teacher can be far off: Chen et al. 2017, NeurIPS, sec. 3.3).
     """
     logits = student(batch)
     with torch.no_grad():
         target = teacher(batch) / teacher.temperature
     hard, metrics = student.objective.loss_and_metrics(logits, batch.query.y)
     if student.objective.name != "cross_entropy":
-        soft = (logits - target).square().mean()
+        own, other = ((guess.squeeze(-1) - batch.query.y).square() for guess in (logits.detach(), target))
+        soft = ((logits - target).square().squeeze(-1) * (other < own)).nan_to_num().mean()
         return (1 - soft_weight) * hard + soft_weight * soft, metrics | {"soft_loss": soft.detach()}
     soft = soft_loss(logits, target, temperature)
     agreement = (logits.argmax(-1) == target.argmax(-1)).float().mean()

@@ -130,7 +130,8 @@ def channels_last(x: Tensor) -> Tensor:
 
 def build_backbone(section: BackboneSection, input_shape: tuple[int, ...]) -> Backbone:
     """Build the backbone for inputs [C, H, W] or [D]. Raises InputError where it cannot read such inputs."""
-    net: Backbone = {"conv": ConvNet, "mlp": Mlp}[section.name](section, input_shape)
-    if isinstance(net, ConvNet):
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if section.name == "mlp":
+        return Mlp(section, input_shape)
+    net = ConvNet(section, input_shape)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net

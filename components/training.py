@@ -91,7 +91,8 @@ class Fit(pl.LightningModule):
             parameter.grad = None  # without a gradient the optimizer leaves parameter and moments as they are
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row == PATIENCE:
-            raise FloatingPointError(f"The loss or its gradient was not finite in {PATIENCE} steps in a row, up to step {self.global_step}. Lower lr or inner_lr.")
+            where = f"in {PATIENCE} steps in a row, up to step {self.global_step}"
+            raise FloatingPointError(f"The loss or its gradient was not finite {where}. Lower lr or inner_lr; run it again to go on from the last epoch.")
 
     def on_train_epoch_end(self) -> None:
         validation = validate(self.learner, self.validation, self.device)

@@ -34,7 +34,10 @@ def evaluate(*overrides: str, model: str) -> None:
     pinned = pin_data(config.domain, config.data.pin, config.data.write_pin, config.mirror)
     pool = open_pool(pinned.path)
     shape = list(pool.input_shape)
-    require(spec["objective"] == config.domain.objective, f"The model predicts by {spec['objective']}, but domain {config.domain.name} asks for {config.domain.objective}. Choose another.")
+    require(
+        spec["objective"] == config.domain.objective,
+        f"The model predicts by {spec['objective']}, but domain {config.domain.name} asks for {config.domain.objective}. Choose another.",
+    )
     nearest = Nearest()
     nearest.objective = learner.objective
     require(

@@ -41,9 +41,9 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
         tasks = int(m[f"test/{settings[0]}/{role}/tasks"])
         name = role if role != "scratch" else f"scratch ({tasks} tasks)"
         size = f"{int(m[f'{role}/parameters']):,}"
-        table.append(
-            [name, *cells, f"{m[ece]:.3f}" if (ece := f"test/{settings[0]}/{role}/ece") in m else "", size, *(f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))]
-        )
+        ece = m.get(f"test/{settings[0]}/{role}/ece")
+        times = (f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))
+        table.append([name, *cells, "" if ece is None else f"{ece:.3f}", size, *times])
     if score == "accuracy":
         table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), "", "", "", ""])
     return header, table
@@ -53,9 +53,7 @@ def differences(evaluation: StageRef, settings: list[str]) -> list[list[str]]:
     """Return the paired differences, one a row, in points with their intervals."""
     m = evaluation.metrics
     labels = sorted({name.split("/")[2] for name in m if name.startswith("test/") and "-minus-" in name and name.count("/") == 3})
-    return [
-        [label.replace("-minus-", " - "), *(scored(m, f"test/{s}/{label}", "+") for s in settings)] for label in labels
-    ]
+    return [[label.replace("-minus-", " - "), *(scored(m, f"test/{s}/{label}", "+") for s in settings)] for label in labels]
 
 
 def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: StageRef, decision: Decision) -> dict[str, Any]:

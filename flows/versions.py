@@ -131,9 +131,9 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
     _build(domain, mirror, target)
     actual = str(tree_md5(target))
     new_text = _add(text, domains, domain.name, actual)
-    if actual == expected:
+    if actual == expected and read_pin(new_text)[0] == whole:
         return Pinned(domain.name, str(target), actual, str(whole), str(text), "built from its source, equal to the pin", False)
-    was = f", pinned was {expected}" if expected else ""
+    was = f", pinned was {expected}" if expected not in (None, actual) else ""
     _say(f"NEW DATA VERSION: {domain.name} {actual}{was}. " + (f"{PIN} is rewritten: commit it." if write else f"{PIN} in the checkout is left as it was."))
     if write:
         _replace(paths.root() / PIN, new_text)
@@ -181,24 +181,33 @@ def _restore(text: str, domain: str, target: Path) -> bool:
 
 
 def _add(text: str | None, domains: dict[str, str], domain: str, digest: str) -> str:
-    """Add data/<domain> to the cache beside the domains already pinned; return the text of the pin that holds them all."""
+    """Add data/<domain> to the cache beside the domains already pinned; return the text of the pin that holds them all.
+
+    Where the others' manifest is neither in the cache nor on a remote, the pin holds their digests alone, until a run brings them back.
+    """
     from dvc.exceptions import DvcException
 
     others = {name: md5 for name, md5 in domains.items() if name != domain}
-    with _scratch(text if others else None) as repo:
-        folder = Path(repo.root_dir) / "data" / domain
-        shutil.copytree(paths.data() / domain, folder)
-        try:
-            repo.add(str(folder if others else folder.parent))
-        except DvcException as error:
-            raise InputError(
-                f"{PIN} also pins {', '.join(others)}, whose manifest is not in the cache ({error}). Run dvc fetch, or a run of that domain first."
-            ) from error
-        if repo.config.get("remote") and repo.config["core"].get("remote"):
-            repo.push()
-        made = yaml.safe_load((Path(repo.root_dir) / PIN).read_text())
+    try:
+        made = _tracked(text if others else None, domain)
+    except DvcException:
+        if not others:
+            raise
+        _say(f"{PIN} also pins {', '.join(others)}, whose files are at hand nowhere: their digests stay, the files come with their next run")
+        made = _tracked(None, domain)
     made["meta"] = {"domains": {name: {"md5": md5} for name, md5 in sorted((others | {domain: digest}).items())}}
     return str(yaml.safe_dump(made, sort_keys=False))
+
+
+def _tracked(text: str | None, domain: str) -> dict[str, Any]:
+    """Add data/<domain> to the cache and push it where there is a remote; return a pin of it and of all that `text` pins."""
+    with _scratch(text) as repo:
+        folder = Path(repo.root_dir) / "data" / domain
+        shutil.copytree(paths.data() / domain, folder)
+        repo.add(str(folder.parent if text is None else folder))
+        if repo.config.get("remote") and repo.config["core"].get("remote"):
+            repo.push()
+        return dict(yaml.safe_load((Path(repo.root_dir) / PIN).read_text()))
 
 
 @contextmanager

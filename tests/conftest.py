@@ -8,10 +8,13 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import torch
 from workspace import finished, new_workspace, prefect_home  # noqa: F401
 
 from components.contracts import SplitsSection
 from components.domains.pool import Pool, PoolClass, Source, open_pool, write_pool
+
+torch.set_num_threads(1)  # tests' tensors are small: threads would only wait for each other
 
 # Groups of unequal sizes, classes of unequal counts: what real sources are like.
 GROUPS = {"a": 9, "b": 14, "c": 6, "v": 8, "w": 5, "g": 7, "t": 8, "u": 12}

@@ -14,7 +14,9 @@ CONV = BackboneSection("conv", [4, 6], [True, True], "flatten", "batch")
 MLP = BackboneSection("mlp", [8, 6], [], "flatten", "batch")
 PICTURES, VECTORS = (1, 28, 28), (5,)
 OPTIONS = {name: load([f"learner={name}"]).learner.options for name in FAMILIES}
-EVERY = [(name, objective, kind) for name, of in FAMILIES.items() for objective in of.objectives for kind in ("conv", "mlp") if (name, kind) != ("local", "mlp")]
+EVERY = [
+    (name, objective, kind) for name, of in FAMILIES.items() for objective in of.objectives for kind in ("conv", "mlp") if (name, kind) != ("local", "mlp")
+]
 CLASSIFIERS = [name for name, of in FAMILIES.items() if "cross_entropy" in of.objectives]
 
 
@@ -33,7 +35,7 @@ def tasks(count: int = 3, way: int = 3, shot: int = 2, query: int = 4, shape: tu
 
 def spec(name: str, objective: str = "cross_entropy", kind: str = "conv", **options) -> store.Spec:
     backbone, shape = (CONV, PICTURES) if kind == "conv" else (MLP, VECTORS)
-    made = {"classes": 10, "scale": 8.0, "ridge": 0.1} if name == "theta*" else OPTIONS[name] | options
+    made = {"classes": 10, "scale": 8.0, "ridge": 0.1} if name == "theta*" else OPTIONS[name] | ({"unpooled": 0} if name == "local" else {}) | options
     return store.spec_of(name, made, backbone, shape, objective)
 
 

@@ -64,9 +64,9 @@ def test_scores_equal_a_loop_over_raw_tasks(small_pool: Pool, small_tasksets) ->
     for row in range(len(table)):
         task = batch(table, np.array([row]), items)
         hits = learner.predict(learner.adapt(task.support), task.query.x).argmax(-1) == task.query.y
-        assert found.accuracy[row] == pytest.approx(hits.double().mean().item())
+        assert found.score[row] == pytest.approx(hits.double().mean().item())
     assert found.bins[:, 0].sum() == len(table) * 12
-    assert found.bins[:, 2].sum() == pytest.approx(found.accuracy.sum() * 12)
+    assert found.bins[:, 2].sum() == pytest.approx(found.score.sum() * 12)
 
 
 def test_calibration_finds_the_temperature_of_least_loss_and_keeps_the_choices(small_pool: Pool, small_tasksets) -> None:
@@ -84,13 +84,17 @@ def test_calibration_finds_the_temperature_of_least_loss_and_keeps_the_choices(s
 
 
 def test_promotion_needs_the_whole_interval_above_the_margin() -> None:
-    from flows.promotion import EVIDENCE, judge
+    from flows.promotion import judge
 
-    gap = {EVIDENCE: 0.02, f"{EVIDENCE}_ci95": 0.015}
+    evidence = "gate/fused-minus-champion/accuracy"
+    gap = {evidence: 0.02, f"{evidence}_ci95": 0.015}
     assert judge(gap, True, 0, 0.0)[0]
     assert not judge(gap, True, 0, 0.01)[0]
-    assert not judge(gap | {f"{EVIDENCE}_ci95": 0.03}, True, 0, 0.0)[0]
+    assert not judge(gap | {f"{evidence}_ci95": 0.03}, True, 0, 0.0)[0]
     assert judge({}, False, 0, 0.0) == (True, "there was no champion")
+    errors = {"gate/fused-minus-champion/mse": -0.02, "gate/fused-minus-champion/mse_ci95": 0.015}
+    assert judge(errors, True, 0, 0.0)[0], "of an error less is better"
+    assert not judge({k: abs(v) for k, v in errors.items()}, True, 0, 0.0)[0]
     refused, reason = judge(gap, True, 12, 0.0)
     assert not refused and "trained on 12" in reason
 
@@ -100,4 +104,4 @@ def test_a_batch_norm_network_scores_the_same_in_any_batch(small_pool: Pool, sma
 
     learner = store.build(spec("protonet"))
     validation = Validation(small_pool, small_tasksets, "test-4w2s")
-    assert (score(learner, validation, size=3).accuracy == score(learner, validation, size=40).accuracy).all()
+    assert (score(learner, validation, size=3).score == score(learner, validation, size=40).score).all()

@@ -245,7 +245,7 @@ def test_mamlpp_weighs_all_steps_at_first_and_the_last_alone_later() -> None:
     assert learner.step_weights() == [0, 0, 0, 1]
     assert not learner.first_order()
     learner.progress = 0.1
-    assert learner.first_order() == (0.1 < learner.options.annealing)
+    assert learner.first_order() == (learner.options.annealing > 0.1)
 
 
 def test_per_step_statistics_are_kept_step_by_step_and_fixed_at_test() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"contracts", "tasks", "networks", "draws"},
+    {"contracts", "tasks", "networks", "draws", "objectives", "gradients"},
     {"domains", "learners"},
     {"tasksets", "batches", "validation", "distillation", "fusion"},
     {"training", "evaluation", "serving", "examination"},
@@ -98,4 +98,4 @@ def test_every_experiment_composes() -> None:
 
     for group, choices in groups().items():
         for choice in choices:
-            load([f"{group}={choice}"])
+            load([f"{group}={choice}", *(["experiment=sinusoid"] if choice == "sinusoid" and group == "domain" else [])])

@@ -32,14 +32,12 @@ def test_every_parameter_gets_a_finite_gradient(name: str, objective: str, kind:
     assert all(torch.isfinite(g).all() for g in found.values())
 
 
-@pytest.mark.parametrize("name, objective, kind", EVERY)
+@pytest.mark.parametrize("name, objective, kind", [case for case in EVERY if case[1:] != ("squared_error", "conv") and case[1:] != ("ranking", "conv")])
 def test_training_lowers_the_loss_on_the_tasks_trained_on(name: str, objective: str, kind: str) -> None:
-    if kind == "conv" and objective != "cross_entropy":
-        pytest.skip("covered by the vectors")
     learner, batch = store.build(spec(name, objective, kind)).train(), fitting(objective, kind, count=2)
-    optimizer = torch.optim.Adam(learner.parameters(), 0.01)
+    optimizer = torch.optim.Adam(learner.parameters(), 0.003)
     losses = []
-    for _ in range(25):
+    for _ in range(40):
         optimizer.zero_grad()
         loss, _ = learner.meta_loss(batch)
         loss.backward()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from components.batches import ItemBatches, TaskBatches
+from components.batches import ItemBatches, TaskBatches, bent
 from components.contracts import AugmentSection, FitJob, FitSection
 from components.domains import images
 from components.domains.pool import Pool
@@ -57,10 +57,24 @@ def test_labels_name_class_and_turn(small_pool: Pool) -> None:
         assert abs(turned - picture[0].numpy()).max((1, 2)).min() < 1e-4
 
 
+def test_bending_is_torchs_affine_grid_and_an_interpolated_field() -> None:
+    x, draws = torch.rand(3, 1, 28, 28), images.draws(3, torch.Generator().manual_seed(4))
+    found = images.bend(x, draws, AUGMENT)
+    for i, row in enumerate(draws):
+        angle = np.radians(9) * row[0].item()
+        sx, sy, shear = 1 + 0.15 * row[1], 1 + 0.15 * row[2], 0.15 * row[3]
+        theta = torch.tensor([[np.cos(angle) * sx, (shear - np.sin(angle)) * sy, 0.1 * row[4]], [np.sin(angle) * sx, np.cos(angle) * sy, 0.1 * row[5]]])
+        grid = torch.nn.functional.affine_grid(theta[None].float(), [1, 1, 28, 28], align_corners=False)
+        field = torch.nn.functional.interpolate(row[7:].view(1, 2, 4, 4) * 0.06, (28, 28), mode="bicubic", align_corners=True)
+        wanted = torch.nn.functional.grid_sample(x[i : i + 1], grid + field.permute(0, 2, 3, 1), align_corners=False)
+        assert torch.allclose(found[i : i + 1], wanted, atol=1e-4)
+
+
 def test_no_augmentation_is_the_identity_and_some_is_not() -> None:
     x = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(images.augment(x, AugmentSection(0, 0, 0, 0, 0), torch.Generator()), x, atol=1e-4)
-    first, second = (images.augment(x, AUGMENT, torch.Generator().manual_seed(s)) for s in (1, 1))
+    draws = images.draws(5, torch.Generator().manual_seed(1))
+    assert torch.allclose(images.bend(x, draws, AugmentSection(0, 0, 0, 0, 0)), x, atol=1e-4)
+    first, second = (bent(x, AUGMENT, 5, [s]) for s in (1, 1))
     assert torch.equal(first, second) and not torch.allclose(first, x, atol=0.1)
 
 

@@ -20,7 +20,7 @@ FEW = {"leave_out": [s for s in glyphs.SCRIPTS if s not in ("Hebrew", "Ogham", "
 
 def domain(**source) -> DomainSection:
     section = load().domain
-    splits = SplitsSection(val=["Ogham"], gate=["Coptic"], test=["Hebrew"])
+    splits = SplitsSection(val=["Ogham"], gate=["Coptic"], test=["Hebrew"], shares={})
     return replace(section, source=section.source | FEW | source, splits=splits)
 
 
@@ -118,9 +118,9 @@ def test_a_second_domain_changes_nothing_of_the_first(project: Path, monkeypatch
 
 def test_splits_stay_when_groups_are_added() -> None:
     splits = domain().splits
-    before = {g: splits.split_of(g) for g in ("Hebrew", "Ogham", "Coptic", "Lisu")}
+    before = {g: splits.split_of(g, g) for g in ("Hebrew", "Ogham", "Coptic", "Lisu")}
     assert before == {"Hebrew": "test", "Ogham": "val", "Coptic": "gate", "Lisu": "train"}
-    assert splits.split_of("NewScript") == "train"
+    assert splits.split_of("NewScript", "x") == "train"
 
 
 def test_an_unknown_version_is_told(project: Path) -> None:

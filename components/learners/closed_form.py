@@ -28,9 +28,8 @@ def ridge_head(x: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
     examples, features = x.shape[1:]
     gram = x @ transposed if examples < features else transposed @ x
     gram = gram + ridge * torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
-    if examples < features:
-        return transposed @ torch.linalg.solve(gram, y)
-    return torch.linalg.solve(gram, transposed @ y)
+    head: Tensor = transposed @ torch.linalg.solve(gram, y) if examples < features else torch.linalg.solve(gram, transposed @ y)
+    return head
 
 
 class Ridge(Encoding):

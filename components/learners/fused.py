@@ -98,7 +98,7 @@ class FusedLearner(Learner):
                     weights = {k: v.detach().requires_grad_() for k, v in weights.items()}
                 loss = self.objective.loss(self.predict_features(weights, support.x), support.y)
                 found = dict(zip(weights, torch.autograd.grad(loss.sum(), list(weights.values()), create_graph=second_order), strict=True))
-            moved = {}
+            moved: Adapted = {}
             for i, member in enumerate(members):
                 own, memories[i] = member.step(_own(weights, i), _own(found, i), loss, memories[i], index)
                 moved |= {f"{i}/{k}": v for k, v in own.items()}

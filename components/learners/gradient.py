@@ -162,8 +162,8 @@ class Reptile(Maml):
     """
 
     def meta_loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        join = (torch.cat([getattr(e, f) for e in (batch.support, batch.query)], 1) for f in ("x", "y"))
-        everything = Examples(*join, batch.support.way)
+        x, y = (torch.cat([getattr(e, part) for e in (batch.support, batch.query)], 1) for part in ("x", "y"))
+        everything = Examples(x, y, batch.support.way)
         tasks = batch.query.y.shape[0]
         theta = self.start(tasks, batch.support.way)
         with torch.no_grad():

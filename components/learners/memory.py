@@ -60,7 +60,8 @@ class Reader(Encoding):
     def finish(self, found: Tensor, codes: Tensor) -> Tensor:
         """Turn output vectors [T, Q, width] into outputs [T, Q, out]."""
         if codes.shape[1]:
-            return found @ codes.transpose(1, 2) / self.width**0.5 * self.log_scale.exp()
+            logits: Tensor = found @ codes.transpose(1, 2) / self.width**0.5 * self.log_scale.exp()
+            return logits
         values: Tensor = self.answer(found)
         return values
 
@@ -82,10 +83,8 @@ class Cnp(Reader):
 
     def adapt_features(self, support: Examples) -> Adapted:
         item = self.item(support.x)
-        if self.objective.name == "cross_entropy":
-            told = torch.zeros_like(item)  # a class is told by the mean that an example is part of
-        else:
-            told = self.value(support.y.unsqueeze(-1).to(item.dtype))
+        classes = self.objective.name == "cross_entropy"  # an example's class is told by the mean that it is part of
+        told = torch.zeros_like(item) if classes else self.value(support.y.unsqueeze(-1).to(item.dtype))
         read = self.reading(torch.cat([item, told], -1))
         whole = read.mean(1, keepdim=True)
         if self.objective.name != "cross_entropy":
@@ -142,7 +141,7 @@ class _Attention(nn.Module):
         read, asked = self.before(source), self.before(token)
 
         def heads(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
         found = F.scaled_dot_product_attention(heads(self.query(asked)), heads(self.key(read)), heads(self.value(read)))
         token = token + self.join(found.transpose(1, 2).flatten(2))
@@ -193,12 +192,14 @@ class _CausalAttention(nn.Module):
         """Return the steps [T, S, width] after attention, or with `last` [T, Q, width] only those, each as the one step after `past`."""
         read = self.norm(past)
         if last is None:
-            return past + F.scaled_dot_product_attention(self.query(read), self.key(read), self.value(read), is_causal=True)
+            found: Tensor = F.scaled_dot_product_attention(self.query(read), self.key(read), self.value(read), is_causal=True)
+            return past + found
         own = self.norm(last)
         query, scale = self.query(own), own.shape[-1] ** -0.5
         scores = torch.cat([query @ self.key(read).transpose(1, 2), (query * self.key(own)).sum(-1, keepdim=True)], -1) * scale
         weight = scores.softmax(-1)
-        return last + weight[..., :-1] @ self.value(read) + weight[..., -1:] * self.value(own)
+        moved: Tensor = last + weight[..., :-1] @ self.value(read) + weight[..., -1:] * self.value(own)
+        return moved
 
 
 class _TemporalConvolutions(nn.Module):
@@ -213,7 +214,7 @@ class _TemporalConvolutions(nn.Module):
         for i, (norm, taps) in enumerate(zip(self.norms, self.taps, strict=True)):
             read, back = norm(past), 2**i
             if last is not None:
-                before = read[:, -back :][:, :1] if back <= read.shape[1] else torch.zeros_like(read[:, :1])
+                before = read[:, -back:][:, :1] if back <= read.shape[1] else torch.zeros_like(read[:, :1])
                 last = last + _gated(taps(torch.cat([before.expand_as(last), norm(last)], -1)))
             shifted = F.pad(read, (0, 0, back, 0))[:, : read.shape[1]]
             past = past + _gated(taps(torch.cat([shifted, read], -1)))

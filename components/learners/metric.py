@@ -166,10 +166,11 @@ class Local(Encoding):
         held, of = adapted["descriptors"], adapted["of"]
         tasks, examples, places, _ = held.shape
         cosines = x.flatten(1, 2) @ held.flatten(1, 2).transpose(1, 2)  # [T, Q * places, S * places]
-        cosines = cosines.view(tasks, -1, examples, places)
+        # A class's nearest are among the nearest of each of its examples: most of the map is looked at once, not once a class.
+        best = cosines.view(tasks, -1, examples, places).topk(min(places, self.options.neighbours), -1).values
         scores = []
         for label in range(of.shape[1]):
             own = of[:, label].bool()[:, None, :, None]
-            nearest = torch.where(own, cosines, -2.0).flatten(2).topk(self.options.neighbours, -1).values
+            nearest = torch.where(own, best, -2.0).flatten(2).topk(min(self.options.neighbours, best.shape[-1]), -1).values
             scores.append(nearest.sum(-1).view(tasks, x.shape[1], -1).mean(-1))
         return torch.stack(scores, -1) * self.log_scale.exp()

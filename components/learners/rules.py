@@ -84,7 +84,8 @@ class MamlPlusPlus(Maml):
         if not self.options.multi_step_loss or self.options.inner_steps < 2 or self.progress >= 1 / 3:
             return super().meta_loss(batch)
         weights = self.start(batch.query.y.shape[0], batch.support.way)
-        memory, total, metrics = self.memory(weights), torch.zeros(()), {}
+        memory, total = self.memory(weights), torch.zeros(())
+        metrics: dict[str, Tensor] = {}
         for index, share in enumerate(self.step_weights()):
             weights, memory = self.descend(weights, memory, batch.support, range(index, index + 1), graph=True)
             loss, metrics = self.objective.loss_and_metrics(self.outputs(weights, batch.query.x, index + 1), batch.query.y)
@@ -177,7 +178,8 @@ class LstmLearner(Maml):
         return {f"{gate}/{name}": torch.zeros_like(w) for name, w in weights.items() for gate in ("forget", "input")}
 
     def step(self, weights: Adapted, gradients: Adapted, loss: Tensor, memory: Adapted, index: int) -> tuple[Adapted, Adapted]:
-        moved, state = {}, {}
+        moved: Adapted = {}
+        state: Adapted = {}
         told = _log_and_sign(loss.detach())
         for name, w in weights.items():
             g = gradients[name].detach()
@@ -202,4 +204,3 @@ def _log_and_sign(x: Tensor, p: float = 10.0) -> Tensor:
 
 def _buffer(name: str) -> str:
     return "step/" + name.replace(".", "/")
-
