@@ -100,7 +100,8 @@ class FusedLearner(Learner):
                 found = dict(zip(weights, torch.autograd.grad(loss.sum(), list(weights.values()), create_graph=second_order), strict=True))
             moved: Adapted = {}
             for i, member in enumerate(members):
-                own, memories[i] = member.step(_own(weights, i), _own(found, i), loss, memories[i], index)
+                scaled = {name: member.scale() * g for name, g in _own(found, i).items()}
+                own, memories[i] = member.step(_own(weights, i), scaled, loss, memories[i], index)
                 moved |= {f"{i}/{k}": v for k, v in own.items()}
             weights = moved
         return weights if outer else {k: v.detach() for k, v in weights.items()}

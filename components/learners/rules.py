@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from components.learners.gradient import Maml, key
+from components.learners.gradient import LearnedRule, Maml, key
 from components.learners.learner import Adapted
 from components.learners.options import AlfaOptions, InnerOptions, LstmOptions, MamlPlusPlusOptions
 from components.tasks import TaskBatch
@@ -65,6 +65,9 @@ class MamlPlusPlus(Maml):
         own |= {n.removeprefix("step/").replace("/", "."): b[row].expand(x.shape[0], -1) for n, b in self.named_buffers() if n.startswith("step/")}
         return super().features({**weights, **own}, x, index)
 
+    def scale(self) -> float:
+        return 1.0 if self.options.per_step_rates else super().scale()
+
     def step(self, weights: Adapted, gradients: Adapted, loss: Tensor, memory: Adapted, index: int) -> tuple[Adapted, Adapted]:
         if not self.options.per_step_rates:
             return super().step(weights, gradients, loss, memory, index)
@@ -93,7 +96,7 @@ class MamlPlusPlus(Maml):
         return total, metrics
 
 
-class MetaCurvature(Maml):
+class MetaCurvature(LearnedRule):
     """Meta-Curvature (Park and Oliva 2019, arXiv:1902.03356, eq. 9-11): gradients are turned by learned matrices, one a mode.
 
     A convolution's gradient [out, in, kernel] is multiplied along each of its three modes, a matrix along both, a vector along its one;
@@ -129,7 +132,7 @@ def _modes(shape: torch.Size) -> list[int]:
     return [*shape[:2], shape[2:].numel()] if len(shape) > 2 else list(shape)
 
 
-class Alfa(Maml):
+class Alfa(LearnedRule):
     """ALFA (Baik et al. 2020, arXiv:2011.00209, eq. 3-5): each step's rates and decays come from the state of the task.
 
     A small network reads the mean of every tensor and of its gradient, and gives each tensor a rate alpha and a decay beta:
@@ -157,7 +160,7 @@ class Alfa(Maml):
         return moved, memory
 
 
-class LstmLearner(Maml):
+class LstmLearner(LearnedRule):
     """The LSTM meta-learner (Ravi and Larochelle 2017, ICLR, eq. 3-5): the weights are the cell state of a learned recurrence.
 
     w <- f w - i g, the gates f and i of every coordinate from its gradient, the task's loss, its weight and its last gates, by one set of
