@@ -6,7 +6,7 @@ PORT ?= 5000
 # Where torch comes from: unset, pip's own configuration; for a CUDA build, TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?=
 
-.PHONY: help setup retrain test test-all check ui bench
+.PHONY: help setup retrain test test-all check ui bench agreement
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,5 +37,22 @@ check: setup ## ruff, formatting, types
 ui: setup ## open MLflow on 127.0.0.1:$(PORT)
 	@$(RUN) -m flows.ui $(PORT)
 
-bench: setup ## time task generation against a per-task loop
+# The peers live in an environment of their own, on top of .venv: nothing of them is installed for users.
+BENCH := .venv-bench
+$(BENCH)/.ready: $(VENV)/.ready benchmarks/peers.txt
+	rm -rf $(BENCH)
+	$(RUN) -m venv --without-pip $(BENCH)
+	$(RUN) -c 'import sysconfig, pathlib; pathlib.Path(sysconfig.get_paths(vars={"base": "$(CURDIR)/$(BENCH)"})["purelib"], "main.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers.txt \
+		--target $$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+	$(RUN) -m pip download --quiet --disable-pip-version-check --no-deps learn2learn==0.2.0 --dest $(BENCH)/peers
+	tar xzf $(BENCH)/peers/learn2learn-0.2.0.tar.gz -C $(BENCH)/peers
+	@touch $@
+
+agreement: $(BENCH)/.ready ## compare learners with the peers' values and gradients
+	$(BENCH)/bin/python -m benchmarks.agreement
+
+bench: agreement ## time learners against the peers, and task generation against a per-task loop
+	OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.learners
+	$(RUN) -m benchmarks.sinusoid
 	$(RUN) -m benchmarks.tasksets

@@ -96,7 +96,6 @@ def _dry_run(overrides: Sequence[str]) -> None:
     from flows import plan, registry, versions
 
     loaded = config.load(overrides)
-    plan.check(loaded)
     pool = versions.current_digest(loaded.domain, loaded.data.pin)
     if pool is None:
         print(f"pin_data        run     data/{loaded.domain.name} would be built: its options are not those of the pinned version")

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from components.contracts import Config, InputError, require
 from components.domains.options import OPTIONS as DOMAIN_OPTIONS
 from components.learners.options import FAMILIES
+from flows.checks import check
 
 LEARNER_OPTIONS = {name: of.options for name, of in FAMILIES.items()}
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -32,7 +33,9 @@ def groups() -> dict[str, list[str]]:
 
 def load(overrides: Sequence[str] = ()) -> Config:
     """Compose and validate. Raises InputError with one line for anything that is not a listed group, choice, key or value."""
-    return _typed(compose_plain(overrides))
+    config = _typed(compose_plain(overrides))
+    check(config)
+    return config
 
 
 def compose_plain(overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from flows import artifacts, promotion, registry, report, stages, tracking
 from flows.caching import lookup
 from flows.config import load
 from flows.fanout import map_stage
-from flows.plan import check, contender
+from flows.plan import contender
 from flows.versions import pin_data
 
 
@@ -36,7 +36,6 @@ def retrain(overrides: list[str] | None = None, preset: list[str] | None = None,
     """
     overrides = [*(preset or []), *(overrides or [])]
     config = load(overrides)
-    check(config)
     experiment = tracking.open_store(config.registry.model)
     tags = stages.environment_tags(runtime.flow_run.id) | {"stage": "retrain", "overrides": " ".join(overrides)}
     with tracking.run(experiment, f"{config.experiment}-seed{config.seed}", tags, sweep) as run_id:

@@ -108,6 +108,67 @@ def test_an_interrupted_fit_ends_as_an_undisturbed_one(small_pool: Pool, small_t
     assert told == [3, 6, 9, 12]  # the epochs before the stop are told again, once each
 
 
+@pytest.mark.parametrize("name", ["maml", "set_transformer", "ridge", "mamlpp"])
+def test_every_kind_of_learner_resumes_exactly(small_pool: Pool, small_tasksets: Path, tmp_path: Path, name: str) -> None:
+    section = load(["experiment=smoke", f"learner={name}", "learner.start=pretrained"]).learner
+    fit(job(small_pool, small_tasksets, tmp_path / "base", "base"), lambda *_: None, "base")
+    more = {"learner": section, "start": str(tmp_path / "base" / "out")}
+    wanted = outcome(tmp_path / "a", fit(job(small_pool, small_tasksets, tmp_path / "a", "meta", **more), lambda *_: None, "a"))
+    disturbed = job(small_pool, small_tasksets, tmp_path / "b", "meta", **more)
+
+    def stop(step: int, metrics: dict[str, float]) -> None:
+        if step == 6:
+            raise StopError
+
+    with pytest.raises(StopError):
+        fit(disturbed, stop, "b")
+    assert outcome(tmp_path / "b", fit(disturbed, lambda *_: None, "b")) == wanted
+
+
+def test_accumulated_parts_reach_the_weights_of_the_whole(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    found = []
+    for parts in (1, 2):
+        trainer = replace(CONFIG.trainer, threads=1, accumulate=parts)
+        section = load(["experiment=smoke", "learner=maml"]).learner
+        fit(job(small_pool, small_tasksets, tmp_path / str(parts), "meta", learner=section, trainer=trainer), lambda *_: None, "parts")
+        found.append(load_file(tmp_path / str(parts) / "out" / "learner.safetensors"))
+    for name, value in found[0].items():
+        if name != "temperature":
+            assert np.allclose(value, found[1][name], atol=1e-5), name
+
+
+def test_no_steps_take_the_start_as_it_is(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    from components.learners import store
+
+    of_base = fit(job(small_pool, small_tasksets, tmp_path / "base", "base"), lambda *_: None, "base")
+    base = tmp_path / "base" / "out"
+    for name in ("base", "rfs", "finetune"):
+        section = load(["experiment=smoke", f"learner={name}", "learner.fit.steps=0", "learner.fit.epoch_steps=10"]).learner
+        metrics = fit(job(small_pool, small_tasksets, tmp_path / name, "meta", learner=section, fit=section.fit, start=str(base)), lambda *_: None, name)
+        learner, start = store.load(tmp_path / name / "out")[0], store.load(base)[0]
+        for (a, one), (b, other) in zip(learner.backbone.named_parameters(), start.backbone.named_parameters(), strict=True):
+            assert a == b and torch.equal(one, other)
+        assert name != "base" or metrics["val/accuracy"] == pytest.approx(of_base["val/accuracy"])  # the same centroids
+
+
+def test_one_step_that_is_not_finite_is_left_out_and_counted(small_pool: Pool, small_tasksets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components.learners.metric import ProtoNet
+
+    usual, calls = ProtoNet.meta_loss, []
+
+    def sometimes(self, batch):
+        calls.append(None)
+        loss, metrics = usual(self, batch)
+        return (loss * float("nan") if len(calls) == 4 else loss), metrics
+
+    monkeypatch.setattr(ProtoNet, "meta_loss", sometimes)
+    told = {}
+    fit(job(small_pool, small_tasksets, tmp_path, "meta"), lambda step, metrics: told.update({step: metrics.get("train/skipped")}), "sometimes")
+    assert told == {3: None, 6: 1.0, 9: None, 12: None}
+
+
 def test_a_loss_that_is_not_finite_stops_the_fit(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     wild = job(small_pool, small_tasksets, tmp_path, "base", fit=replace(SECTION, lr=1e30))
     with pytest.raises(FloatingPointError, match="Lower lr"):
@@ -116,10 +177,12 @@ def test_a_loss_that_is_not_finite_stops_the_fit(small_pool: Pool, small_taskset
 
 
 @pytest.mark.slow
-def test_two_gloo_processes_reach_the_weights_of_one(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["protonet", "maml", "imaml", "set_transformer", "ridge", "meta_sgd"])
+def test_two_gloo_processes_reach_the_weights_of_one(small_pool: Pool, small_tasksets: Path, tmp_path: Path, kind: str) -> None:
     from safetensors.numpy import load_file
 
-    learner = replace(CONFIG.learner, start="scratch", options=CONFIG.learner.options | {"norm": "running"})
+    section = load(["experiment=smoke", f"learner={kind}"]).learner
+    learner = replace(section, start="scratch", options=section.options | {"norm": "running"})
     for name, devices in (("one", 1), ("two", 2)):
         trainer = replace(CONFIG.trainer, threads=1, devices=devices)
         fit(job(small_pool, small_tasksets, tmp_path / name, "meta", learner=learner, trainer=trainer), lambda *_: None, name)

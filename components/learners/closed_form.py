@@ -35,21 +35,21 @@ def ridge_head(x: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
 class Ridge(Encoding):
     """R2-D2 (Bertinetto et al. 2019, arXiv:1805.08136, sec. 3.2): ridge regression on the codes of the targets, in closed form.
 
-    The strength of the ridge, and the scale and shift that turn its answers into logits, are learned with the backbone.
+    The strength of the ridge, and the scale that turns its answers into logits, are learned with the backbone. The paper's shift of all
+    logits alike is left out: no objective here sees it.
     """
 
-    theta_meta = ("backbone.", "log_ridge", "log_scale", "shift")
+    theta_meta = ("backbone.", "log_ridge", "log_scale")
 
     def __init__(self, backbone: nn.Module, dim: int, options: RidgeOptions) -> None:
         super().__init__(backbone, options.norm)
         self.log_ridge = nn.Parameter(torch.tensor(math.log(options.ridge)))
         self.log_scale = nn.Parameter(torch.tensor(math.log(options.scale)))
-        self.shift = nn.Parameter(torch.zeros(()))
 
     def started(self) -> None:
-        """Values need no scale and shift to become logits."""
-        if self.objective.name == "squared_error" and hasattr(self, "shift"):
-            del self.log_scale, self.shift
+        """Values need no scale to become logits."""
+        if self.objective.name == "squared_error" and hasattr(self, "log_scale"):
+            del self.log_scale
 
     def adapt_features(self, support: Examples) -> Adapted:
         targets = code(support.y, self.objective, support.way, support.x.dtype)
@@ -59,7 +59,7 @@ class Ridge(Encoding):
         values = with_one(x) @ adapted["head"]
         if self.objective.name == "squared_error":
             return values
-        return values * self.log_scale.exp() + self.shift
+        return values * self.log_scale.exp()
 
 
 class LinearBase(Encoding):

@@ -134,7 +134,8 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value, self.join = (nn.Linear(width, width) for _ in range(4))
+        self.query, self.value, self.join = (nn.Linear(width, width) for _ in range(3))
+        self.key = nn.Linear(width, width, bias=False)  # a bias would change no weight of the softmax
         self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, token: Tensor, source: Tensor) -> Tensor:
@@ -186,7 +187,8 @@ class _CausalAttention(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query, self.value = (nn.Linear(width, width) for _ in range(2))
+        self.key = nn.Linear(width, width, bias=False)  # a bias would change no weight of the softmax
 
     def forward(self, past: Tensor, last: Tensor | None) -> Tensor:
         """Return the steps [T, S, width] after attention, or with `last` [T, Q, width] only those, each as the one step after `past`."""
