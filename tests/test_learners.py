@@ -48,6 +48,15 @@ def test_training_lowers_the_loss_on_the_tasks_trained_on(name: str, objective: 
 
 
 @pytest.mark.parametrize("name, objective, kind", EVERY)
+def test_mixed_precision_gives_finite_gradients(name: str, objective: str, kind: str) -> None:
+    learner = store.build(spec(name, objective, kind)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = learner.meta_loss(fitting(objective, kind, count=1))
+    loss.backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learner.parameters())
+
+
+@pytest.mark.parametrize("name, objective, kind", EVERY)
 def test_tasks_of_a_batch_do_not_touch_each_other(name: str, objective: str, kind: str) -> None:
     learner, batch = store.build(spec(name, objective, kind)).eval(), fitting(objective, kind)
     together = predict(learner, batch)

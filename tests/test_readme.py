@@ -33,7 +33,7 @@ def test_make_knows_the_command(command: str) -> None:
 
 
 def test_links_and_files_named_in_the_readme_exist() -> None:
-    for name in re.findall(r"`((?:flows|components|conf|tests|benchmarks|mlruns)/[\w./]*|prefect\.yaml|data\.dvc)`", README):
+    for name in re.findall(r"`((?:flows|components|conf|tests|benchmarks|mlruns|docs)/[\w./]*|prefect\.yaml|data\.dvc)`", README):
         assert (ROOT / name).exists(), name
 
 
@@ -51,3 +51,11 @@ def test_a_command_of_the_readme_runs(finished: Workspace, command: str) -> None
         run = next(r.info.run_id for r in runs if r.data.tags["stage"] == "retrain" and "data.md5" in r.data.tags)
         arguments = [f"data.pin={run}", SMOKE]
     assert finished.run(module, *arguments).stdout
+
+
+def test_every_learner_is_documented() -> None:
+    from components.learners.options import FAMILIES
+
+    told = (ROOT / "docs" / "learners.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", told, re.M)) == set(FAMILIES)
+    assert {p.stem for p in (ROOT / "conf" / "learner").glob("*.yaml")} == set(FAMILIES)

@@ -1,7 +1,9 @@
 """Closed-form learners: the head of a task is the solution of a convex problem, and gradients pass through the solution."""
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +20,27 @@ def with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[..., :1])], -1)
 
 
+Head = TypeVar("Head", bound=Callable[..., Tensor])
+
+
+def in_full_precision(solver: Head) -> Head:
+    """Run a solver in at least single precision, whatever the precision around it: its systems do not bear rounding to eight bits."""
+
+    @functools.wraps(solver)
+    def run(x: Tensor, *rest: Any) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return solver(x if x.dtype == torch.float64 else x.float(), *rest)
+
+    return cast(Head, run)
+
+
+@in_full_precision
 def ridge_head(x: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
     """Return W [T, D, out] that minimises |x W - y|^2 + ridge |W|^2. x [T, S, D], y [T, S, out].
 
     By the S x S system where there are fewer examples than features (the Woodbury identity; Bertinetto et al. 2019, eq. 6), else D x D.
     """
-    x, y = x.float() if x.dtype == torch.bfloat16 else x, y.to(x.dtype)
-    transposed = x.transpose(1, 2)
+    y, transposed = y.to(x.dtype), x.transpose(1, 2)
     examples, features = x.shape[1:]
     gram = x @ transposed if examples < features else transposed @ x
     gram = gram + ridge * torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
@@ -84,6 +100,7 @@ class LinearBase(Encoding):
         return values
 
 
+@in_full_precision
 def logistic_head(x: Tensor, labels: Tensor, way: int, ridge: Tensor, newton_steps: int, cg_steps: int) -> Tensor:
     """Return W [T, D, way] that minimises sum_s cross-entropy(x W, label) + ridge/2 |W|^2, differentiable by x and ridge.
 

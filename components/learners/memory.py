@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.contracts import require
 from components.draws import seed_of
 from components.learners.learner import Adapted, Encoding
 from components.learners.options import CnpOptions, MannOptions, SetTransformerOptions, SnailOptions
@@ -44,6 +45,7 @@ class Reader(Encoding):
 
     def class_codes(self, way: int) -> Tensor:
         """Return the codes [way, width] of a task's classes: at test always the same, while training a choice of this step's own."""
+        require(way <= CODES, f"{type(self).__name__} tells at most {CODES} classes apart, got {way}. Use a metric learner.")
         if not self.training:
             return self.codes[:way]
         generator = torch.Generator().manual_seed(seed_of("codes of a step", self.progress))
