@@ -12,13 +12,19 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """`loss` and `score` map outputs [T, Q, out] and targets [T, Q] to one number a task [T]; `sign` is +1 where more is better."""
+    """`loss` and `score` map outputs [T, Q, out] and targets [T, Q] to one number a task [T]; `sign` is +1 where more is better.
+
+    `slope` is the loss's gradient by the outputs [T, Q, out], `bend` its Hessian times a direction [T, Q, out]; None where autograd
+    is to find them.
+    """
 
     name: str
     loss: Measure
     score_name: str
     score: Measure
     sign: int
+    slope: Measure | None = None
+    bend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def outputs(self, way: int) -> int:
         """Return the number of outputs of a task: one a class, or one value."""
@@ -42,6 +48,23 @@ def _squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.squeeze(-1) - targets).square().mean(1)
 
 
+def _cross_entropy_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.softmax(-1) - F.one_hot(targets, outputs.shape[-1])) / targets.shape[1]
+
+
+def _cross_entropy_bend(outputs: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+    weighted = outputs.softmax(-1) * direction
+    return (weighted - outputs.softmax(-1) * weighted.sum(-1, keepdim=True)) / targets.shape[1]
+
+
+def _squared_error_slope(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs - targets.unsqueeze(-1)) * (2 / targets.shape[1])
+
+
+def _squared_error_bend(outputs: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+    return direction * (2 / targets.shape[1])
+
+
 def _pairs(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return, for all pairs of items, the difference of scores [T, Q, Q] and whether the first is the better one."""
     score = outputs.squeeze(-1)
@@ -60,8 +83,8 @@ def _pairwise_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 OBJECTIVES = {
-    "cross_entropy": Objective("cross_entropy", _cross_entropy, "accuracy", _accuracy, +1),
-    "squared_error": Objective("squared_error", _squared_error, "mse", _squared_error, -1),
+    "cross_entropy": Objective("cross_entropy", _cross_entropy, "accuracy", _accuracy, +1, _cross_entropy_slope, _cross_entropy_bend),
+    "squared_error": Objective("squared_error", _squared_error, "mse", _squared_error, -1, _squared_error_slope, _squared_error_bend),
     # RankNet (Burges et al. 2005, ICML, eq. 3) with certain targets, over all pairs of a task; the score is the share of pairs in order.
     "ranking": Objective("ranking", _pairwise_logistic, "pairs", _pairwise_accuracy, +1),
 }

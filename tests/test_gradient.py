@@ -262,6 +262,36 @@ def test_per_step_statistics_are_kept_step_by_step_and_fixed_at_test() -> None:
     assert all(torch.equal(b, still[n]) for n, b in learner.named_buffers())
 
 
+@pytest.mark.parametrize("objective", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("name", ["maml", "fomaml"])
+@pytest.mark.parametrize("widths", [[7], [7, 5], [6, 5, 4]])
+def test_descent_by_hand_is_what_autograd_finds(objective: str, name: str, widths: list[int]) -> None:
+    made = store.spec_of(name, OPTIONS[name] | {"inner_steps": 3, "inner_lr": 0.2}, replace(MLP, widths=widths), (5,), objective)
+    learner = store.build(made).double().train()
+    nn.init.normal_(learner.head)
+    batch = vectors() if objective == "cross_entropy" else vectors(way=1, shot=6)
+    by_hand = gradient(learner, batch)
+    adapted = learner.adapt(batch.support)
+    learner.plain = False
+    for parameter, value in gradient(learner, batch).items():
+        assert torch.allclose(by_hand[parameter], value, rtol=1e-10, atol=1e-13), parameter
+    for key, value in learner.adapt(batch.support).items():
+        assert torch.allclose(adapted[key], value, rtol=1e-12), key
+
+
+def test_slopes_and_bends_are_derivatives_of_the_losses() -> None:
+    from components.objectives import OBJECTIVES
+
+    for name in ("cross_entropy", "squared_error"):
+        objective, way = OBJECTIVES[name], 4 if name == "cross_entropy" else 1
+        outputs, direction = (torch.randn(2, 6, way).double().requires_grad_() for _ in range(2))
+        targets = torch.randint(0, 4, (2, 6)) if way > 1 else torch.randn(2, 6).double()
+        (slope,) = torch.autograd.grad(objective.loss(outputs, targets).sum(), outputs, create_graph=True)
+        assert torch.allclose(objective.slope(outputs, targets), slope)
+        (bend,) = torch.autograd.grad((slope * direction.detach()).sum(), outputs)
+        assert torch.allclose(objective.bend(outputs, targets, direction), bend)
+
+
 def test_batched_weights_of_a_perceptron_equal_one_network_after_another() -> None:
     from components.networks import Mlp
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"contracts", "tasks", "networks", "draws", "objectives", "gradients"},
+    {"contracts", "tasks", "networks", "draws", "objectives", "gradients", "descent"},
     {"domains", "learners"},
     {"tasksets", "batches", "validation", "distillation", "fusion"},
     {"training", "evaluation", "serving", "examination"},

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from components.descent import descend
 from components.gradients import conjugate_gradients, given, recomputed
 from components.learners.learner import Adapted, Learner
 from components.learners.options import ImamlOptions, InnerOptions
-from components.networks import channels_last, statistics
+from components.networks import Mlp, channels_last, statistics
 from components.tasks import Examples, TaskBatch
 
 
@@ -22,6 +23,7 @@ class Maml(Learner):
     """
 
     theta_fixed = False
+    plain = True  # the step is gradient descent at a fixed rate on the support loss, through the whole network
 
     def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
         super().__init__()
@@ -86,6 +88,8 @@ class Maml(Learner):
 
     def descend(self, weights: Adapted, memory: Adapted, support: Examples, steps: range, graph: bool) -> tuple[Adapted, Adapted]:
         """Take inner steps; with `graph`, later gradients see through them."""
+        if self.plain and isinstance(self.backbone, Mlp) and self.objective.slope is not None and not support.x.requires_grad:
+            return self._descend_by_hand(weights, support, steps, graph), memory
         for index in steps:
             with torch.enable_grad():
                 if not graph:
@@ -96,6 +100,14 @@ class Maml(Learner):
             gradients = dict(zip(weights, found, strict=True))
             weights, memory = self.step(weights, gradients, loss if graph else loss.detach(), memory, index)
         return weights, memory
+
+    def _descend_by_hand(self, weights: Adapted, support: Examples, steps: range, graph: bool) -> Adapted:
+        """Take the steps of a perceptron without autograd inside: measured up to twice as fast on small ones."""
+        with torch.set_grad_enabled(graph):
+            for _ in steps:
+                moved = descend(list(weights.values()), support.x, support.y, self.objective, self.options.inner_lr, self.first_order())
+                weights = dict(zip(weights, moved, strict=True))
+        return weights
 
     def steps(self) -> int:
         return self.options.inner_steps if self.training else self.options.test_steps
@@ -133,6 +145,8 @@ class Maml(Learner):
 class Anil(Maml):
     """Almost no inner loop (Raghu et al. 2020, arXiv:1909.09157, sec. 4): only the head moves, the backbone encodes for all tasks."""
 
+    plain = False
+
     def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
         super().__init__(backbone, dim, options)
         self.tasks_at_once = Learner.tasks_at_once
@@ -150,6 +164,8 @@ class Anil(Maml):
 
 class LearnedRule(Maml):
     """A learner whose step is meta-learned: it gets the gradient as it is."""
+
+    plain = False
 
     def scale(self) -> float:
         return 1.0
@@ -197,6 +213,7 @@ class Imaml(Maml):
     depend on the number of steps.
     """
 
+    plain = False
     options: ImamlOptions
 
     def inner_loss(self, weights: Adapted, support: Examples, index: int) -> Tensor:

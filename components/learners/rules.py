@@ -23,6 +23,7 @@ class MamlPlusPlus(Maml):
     """
 
     theta_meta = ("rates.", "norms.")
+    plain = False
     options: MamlPlusPlusOptions
 
     def __init__(self, backbone: nn.Module, dim: int, options: MamlPlusPlusOptions) -> None:
