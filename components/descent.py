@@ -15,6 +15,12 @@ from torch.autograd.function import once_differentiable
 from components.objectives import Objective
 
 
+def _where_on(x: Tensor, unit: Tensor) -> Tensor:
+    """Return x where the ReLU unit is on, else zero; in one pass, which a product with a mask is not."""
+    found: Tensor = torch.ops.aten.threshold_backward(x, unit, 0)
+    return found
+
+
 def _pass(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     """Return the input of every layer and the output. weights: W [T, out, in] and b [T, out] of each layer in turn; ReLU between."""
     values = [x]
@@ -35,7 +41,7 @@ class _Descent(torch.autograd.Function):
             moved[i] = torch.baddbmm(weights[i], delta.transpose(1, 2), below, alpha=-rate)
             moved[i + 1] = torch.sub(weights[i + 1], delta.sum(1), alpha=rate)
             if i:
-                deltas.append(torch.bmm(delta, weights[i]).mul_(below > 0))
+                deltas.append(_where_on(torch.bmm(delta, weights[i]), below))
         ctx.objective, ctx.rate, ctx.first_order = objective, rate, first_order
         if not first_order:
             ctx.save_for_backward(y, *weights, *values, *reversed(deltas))
@@ -55,7 +61,7 @@ class _Descent(torch.autograd.Function):
             change = torch.baddbmm(v[i + 1].unsqueeze(1), values[i // 2], v[i].transpose(1, 2))
             if changes[-1] is not None:
                 change = change.baddbmm_(changes[-1], weights[i].transpose(1, 2))
-            changes.append(change.mul_(values[i // 2 + 1] > 0) if i + 2 < count else change)
+            changes.append(_where_on(change, values[i // 2 + 1]) if i + 2 < count else change)
         assert changes[-1] is not None
         bent, result = ctx.objective.bend(values[-1], y, changes[-1]), list(v)
         for i in range(count - 2, -1, -2):
@@ -64,7 +70,7 @@ class _Descent(torch.autograd.Function):
             result[i + 1] = torch.sub(v[i + 1], bent.sum(1), alpha=rate)
             if change_below is not None:
                 result[i] = result[i].baddbmm_(delta.transpose(1, 2), change_below, alpha=-rate)
-                bent = torch.bmm(bent, weights[i]).baddbmm_(delta, v[i]).mul_(below > 0)
+                bent = _where_on(torch.bmm(bent, weights[i]).baddbmm_(delta, v[i]), below)
         return None, None, None, None, None, *result
 
 
@@ -74,5 +80,6 @@ def descend(weights: Sequence[Tensor], x: Tensor, y: Tensor, objective: Objectiv
     weights: W [T, out, in] and b [T, out] of each layer in turn, ReLU between layers. x [T, N, D], held constant; y [T, N].
     `objective` must have `slope` and `bend`.
     """
-    result: tuple[Tensor, ...] = _Descent.apply(x, y, objective, rate, first_order, *weights)  # type: ignore[no-untyped-call]
+    with torch.autocast(x.device.type, enabled=False):  # the products add into the weights, in their precision
+        result: tuple[Tensor, ...] = _Descent.apply(x.to(weights[0].dtype), y, objective, rate, first_order, *weights)  # type: ignore[no-untyped-call]
     return result

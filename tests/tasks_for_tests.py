@@ -11,7 +11,7 @@ from components.tasks import Examples, TaskBatch
 from flows.config import load
 
 CONV = BackboneSection("conv", [4, 6], [True, True], "flatten", "batch")
-MLP = BackboneSection("mlp", [8, 6], [], "flatten", "batch")
+MLP = BackboneSection("mlp", [16, 16], [], "flatten", "batch")
 PICTURES, VECTORS = (1, 28, 28), (5,)
 OPTIONS = {name: load([f"learner={name}"]).learner.options for name in FAMILIES}
 EVERY = [
@@ -21,13 +21,18 @@ CLASSIFIERS = [name for name, of in FAMILIES.items() if "cross_entropy" in of.ob
 
 
 def tasks(count: int = 3, way: int = 3, shot: int = 2, query: int = 4, shape: tuple[int, ...] = PICTURES, seed: int = 0, dtype=torch.float32) -> TaskBatch:
-    """Tasks of classes when way > 1, else of values."""
+    """Tasks of classes, each around a centre of its own, when way > 1; else of values, a line over the inputs' first coordinate a task."""
     generator = torch.Generator().manual_seed(seed)
+    slope = torch.randn(count, 1, generator=generator, dtype=dtype)
+    centres = torch.rand(count, way, *shape, generator=generator, dtype=dtype)
+    spread, shift = (1, 0) if len(shape) > 1 else (4, 2)  # pictures in [0, 1], vectors in [-2, 2]
 
     def examples(each: int) -> Examples:
-        x = torch.rand(count, way * each, *shape, generator=generator, dtype=dtype)
+        noise = torch.rand(count, way * each, *shape, generator=generator, dtype=dtype)
         if way == 1:
-            return Examples(x, torch.randn(count, each, generator=generator, dtype=dtype), 1)
+            bent = 0.1 * torch.randn(count, each, generator=generator, dtype=dtype)
+            return Examples(spread * noise - shift, slope * (2 * noise.flatten(2)[..., 0] - 1) + bent, 1)
+        x = spread * (0.6 * centres.repeat_interleave(each, 1) + 0.4 * noise) - shift
         return Examples(x, torch.arange(way).repeat_interleave(each).expand(count, -1), way)
 
     return TaskBatch(examples(shot), examples(query))

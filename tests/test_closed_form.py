@@ -116,8 +116,8 @@ def test_snail_reads_queries_as_the_step_after_the_support() -> None:
     with torch.no_grad():
         found = learner(batch)[0, 0]
         told, codes = learner.targets(batch.support)
-        features = learner.item(learner.encode(torch.cat([batch.support.x[0], batch.query.x[0, :1]])))[None]
-        steps = learner.join(torch.cat([features, torch.cat([told, torch.zeros_like(told[:, :1])], 1)], -1))
+        features = learner.encode(torch.cat([batch.support.x[0], batch.query.x[0, :1]]))[None]
+        steps = learner.pairs(features, torch.cat([told, torch.zeros_like(told[:, :1])], 1))
         for block in learner.blocks:
             steps = block(steps, None)
         assert torch.allclose(learner.finish(steps[:, -1:], codes)[0, 0], found, atol=1e-5)
@@ -125,18 +125,18 @@ def test_snail_reads_queries_as_the_step_after_the_support() -> None:
 
 def test_a_process_predicts_a_straight_line_after_training() -> None:
     """Learners of values learn to read a task: lines through the origin, slope told by two points."""
-    for name in ("cnp", "set_transformer"):
+    for name, rate in (("cnp", 0.005), ("set_transformer", 0.002)):
         learner = store.build(store.spec_of(name, spec(name)["options"], MLP, (1,), "squared_error")).train()
-        optimizer = torch.optim.Adam(learner.parameters(), 0.002)
+        optimizer = torch.optim.Adam(learner.parameters(), rate)
         generator = torch.Generator().manual_seed(0)
-        for step in range(250):
+        for step in range(400):
             slope = torch.randn(32, 1, generator=generator)
             x = torch.rand(32, 8, 1, generator=generator) * 2 - 1
             y = slope * x[..., 0]
             from components.tasks import Examples, TaskBatch
 
             batch = TaskBatch(Examples(x[:, :4], y[:, :4], 1), Examples(x[:, 4:], y[:, 4:], 1))
-            learner.progress = step / 250
+            learner.progress = step / 400
             optimizer.zero_grad()
             loss, _ = learner.meta_loss(batch)
             loss.backward()

@@ -135,7 +135,7 @@ def test_a_learned_rule_begins_as_maml(name: str) -> None:
     batch, maml, learner = vectors(), equal_start("maml"), equal_start(name, **options)
     wanted, found = gradient(maml, batch), gradient(learner, batch)
     for parameter, value in wanted.items():
-        assert torch.allclose(found[parameter], value, rtol=1e-6, atol=1e-12), parameter
+        assert torch.allclose(found[parameter], value, rtol=1e-5, atol=1e-9), parameter  # rates are stored in single precision
 
 
 def test_an_lstm_gate_that_forgets_nothing_and_writes_at_a_rate_is_gradient_descent() -> None:

@@ -36,15 +36,16 @@ def test_every_parameter_gets_a_finite_gradient(name: str, objective: str, kind:
 def test_training_lowers_the_loss_on_the_tasks_trained_on(name: str, objective: str, kind: str) -> None:
     learner, batch = store.build(spec(name, objective, kind)).train(), fitting(objective, kind, count=2)
     optimizer = torch.optim.Adam(learner.parameters(), 0.003)
-    losses = []
-    for _ in range(40):
+    first = learner.meta_loss(batch)[0].item()
+    for _ in range(200):
         optimizer.zero_grad()
         loss, _ = learner.meta_loss(batch)
+        if loss.item() < 0.97 * first:
+            return
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
-    assert min(losses[-5:]) < losses[0]
+    raise AssertionError(f"the loss went from {first} to {loss.item()} in 200 steps")
 
 
 @pytest.mark.parametrize("name, objective, kind", EVERY)
@@ -86,10 +87,10 @@ ORDERED = ("snail", "mann")
 
 @pytest.mark.parametrize("name, objective, kind", EVERY)
 def test_the_order_of_the_support_matters_only_where_a_sequence_is_read(name: str, objective: str, kind: str) -> None:
-    learner, batch = store.build(spec(name, objective, kind)).eval(), fitting(objective, kind)
+    learner, batch = store.build(spec(name, objective, kind)).double().eval(), fitting(objective, kind, dtype=torch.float64)
     order = torch.randperm(batch.support.y.shape[1], generator=torch.Generator().manual_seed(1))
     turned = TaskBatch(Examples(batch.support.x[:, order], batch.support.y[:, order], batch.support.way), batch.query)
-    same = torch.allclose(predict(learner, batch), predict(learner, turned), atol=1e-4)
+    same = torch.allclose(predict(learner, batch), predict(learner, turned), atol=1e-7)
     assert same == (name not in ORDERED)
 
 
