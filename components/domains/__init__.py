@@ -5,7 +5,11 @@ from types import ModuleType
 
 from components.contracts import InputError
 
-DOMAINS = {"glyphs": "components.domains.glyphs", "sinusoid": "components.domains.sinusoid"}
+DOMAINS = {
+    "glyphs": "components.domains.glyphs",
+    "sinusoid": "components.domains.sinusoid",
+    **{name: "components.domains.omniglot" for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},
+}
 
 
 def load_domain(name: str) -> ModuleType:

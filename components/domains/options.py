@@ -41,4 +41,20 @@ class SinusoidOptions:
         positive(**{"domain.source.functions": self.functions, "domain.source.points": self.points})
 
 
-OPTIONS: dict[str, type] = {"glyphs": GlyphsOptions, "sinusoid": SinusoidOptions}
+@dataclass
+class OmniglotOptions:
+    """Working `size` of a drawing; `evaluation` adds the evaluation archive; `alphabets` keeps those alone (all where empty)."""
+
+    size: int
+    evaluation: bool
+    alphabets: list[str]
+
+    def __post_init__(self) -> None:
+        require(14 <= self.size <= 105, f"domain.source.size must lie in [14, 105], got {self.size}. Use 28, 35 or 105.")
+
+
+OPTIONS: dict[str, type] = {
+    "glyphs": GlyphsOptions,
+    "sinusoid": SinusoidOptions,
+    **{name: OmniglotOptions for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},
+}

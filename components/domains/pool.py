@@ -2,6 +2,7 @@
 
 data/<domain>/inputs.npy       [N, ...] items, those of one class side by side
 data/<domain>/targets.npy      [N] each item's value, where tasks have values to predict
+data/<domain>/originals.npy    [N, ...] items as they were before they were brought to the working size, where a domain keeps them
 data/<domain>/items.parquet    item -> class index, note (the style of a glyph)
 data/<domain>/classes.parquet  class -> name, group, split, first item, count
 data/<domain>/pool.json        domain, kind of input, digest of the options that made it
@@ -37,6 +38,7 @@ class Source:
     inputs: np.ndarray
     item_notes: list[str]
     targets: np.ndarray | None = None
+    originals: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest
     )
     items = pa.table({"class": pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)), "note": pa.array(source.item_notes).dictionary_encode()})
     np.save(folder / "inputs.npy", source.inputs)
-    if source.targets is not None:
-        np.save(folder / "targets.npy", source.targets)
+    for name, values in (("targets", source.targets), ("originals", source.originals)):
+        if values is not None:
+            np.save(folder / f"{name}.npy", values)
     pq.write_table(classes, folder / "classes.parquet")
     pq.write_table(items, folder / "items.parquet")
     about = {"domain": domain, "source": source_digest, "items": int(counts.sum()), "classes": len(counts)}

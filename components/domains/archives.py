@@ -1,0 +1,34 @@
+"""Archives that a domain is built from: found in a mirror, else downloaded once; either way checked by what they hold, not by their bytes."""
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from components.contracts import InputError
+
+
+def locate(name: str, url: str, mirror: str | None) -> Path:
+    """Return the path of archive `<domain>/<file>`: under the mirror where one is given, else downloaded into the user's cache.
+
+    Raises InputError where the mirror lacks it or the download fails.
+    """
+    if mirror is not None:
+        path = Path(mirror) / name
+        if not path.is_file():
+            raise InputError(f"mirror={mirror} must hold {name}, got no such file. Put it there, or leave out mirror to download it from {url}.")
+        return path
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewloop" / name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, partial.open("wb") as file:
+            while block := answer.read(1 << 20):
+                file.write(block)
+    except (urllib.error.URLError, OSError) as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{name} must be downloaded from {url}, got: {error}. Put it under a folder and set mirror=<that folder>.") from error
+    os.replace(partial, path)
+    return path
