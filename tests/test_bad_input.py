@@ -85,7 +85,7 @@ LATER = {
     "shots beyond the items": (["tasks.shot=30"], "items a class"),
     "missing data version": (["data.pin=nowhere"], "data.pin must be a run id, a git revision or a data.dvc file"),
     "missing champion to start from": (["learner.start=models:/nobody@champion"], "must be a registered model"),
-    "scratch without statistics": (["learner.start=scratch", "learner.options.norm=running"], "meta_batch"),
+    "scratch without statistics": (["learner.start=scratch", "learner.options.norm=running"], "no statistics yet"),
     "a split that the source lacks": (["domain.splits.test=[Klingon]"], "Klingon"),
 }
 
