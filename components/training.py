@@ -71,7 +71,9 @@ class Fit(pl.LightningModule):
         self.extra.eval()
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        self.learner.progress = self.global_step / self.section.steps
+        for module in self.learner.modules():  # a fused learner's members too
+            if isinstance(module, Learner):
+                module.progress = self.global_step / self.section.steps
         size = self.learner.tasks_at_once
         if isinstance(batch, TaskBatch) and len(batch.query.y) > size:
             loss, metrics = in_turn(self.loss, [p for p in self.learner.parameters() if p.requires_grad], batch, size)

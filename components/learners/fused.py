@@ -30,6 +30,7 @@ class FusedLearner(Learner):
         self.members = nn.ModuleList(members)
         self.objective = members[0].objective
         self.combine, self.joint = combine, joint and all(gradient)
+        self.tasks_at_once = min(m.tasks_at_once for m in members)
         self.theta_fixed = all(m.theta_fixed for m in members)
         self.theta_meta = tuple(f"members.{i}.{name}" for i, m in enumerate(members) for name in m.theta_meta)
         self.register_buffer("weights", torch.tensor(weights))

@@ -1,6 +1,6 @@
 """The family of learners: each one's code, options and objectives. Standard library only; the options' values live in conf/learner/."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from components.contracts import positive, require
@@ -192,7 +192,7 @@ class Family:
     options: type
     objectives: tuple[str, ...] = ALL
     why: str = ""
-    inner: bool = field(default=False)  # adapts by the inner loop of gradient.py
+    inner: bool = False  # adapts by the inner loop of gradient.py
 
     @property
     def path(self) -> str:
