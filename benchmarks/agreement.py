@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import peers
-from components.learners.gradient import Anil, Maml, MetaSgd
+from components.learners.gradient import Anil, Maml
 from components.learners.metric import Matching, ProtoNet
 from components.learners.options import AnilOptions, InnerOptions, MatchingOptions, ProtoNetOptions
+from components.learners.rules import MetaSgd
 from components.tasks import Examples, TaskBatch
 
 WAY, RATE = 3, 0.2

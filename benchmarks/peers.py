@@ -37,7 +37,6 @@ def torchopt() -> Any:
 
 def easyfsl() -> Any:
     """Return easyfsl's prototypical and matching networks as a namespace."""
-    import torch
     from torch import nn
 
     if "easyfsl.modules.predesigned_modules" not in sys.modules:
@@ -53,5 +52,4 @@ def easyfsl() -> Any:
         sys.modules["easyfsl.methods"] = methods
     proto = importlib.import_module("easyfsl.methods.prototypical_networks").PrototypicalNetworks
     matching = importlib.import_module("easyfsl.methods.matching_networks").MatchingNetworks
-    assert torch is not None
     return types.SimpleNamespace(PrototypicalNetworks=proto, MatchingNetworks=matching)

@@ -78,7 +78,7 @@ class TaskBatches:
 class Epochs(IterableDataset):  # type: ignore[type-arg]
     """One epoch's steps as a data set, each in `parts` equal parts; the position is the epoch, which the trainer restores."""
 
-    def __init__(self, batches: ItemBatches | TaskBatches, epoch_steps: int, rank: int, world: int, parts: int = 1) -> None:
+    def __init__(self, batches: ItemBatches | TaskBatches, epoch_steps: int, rank: int, world: int, parts: int) -> None:
         self.batches, self.epoch_steps, self.rank, self.world, self.parts = batches, epoch_steps, rank, world, parts
         self.epoch = 0
 

@@ -303,6 +303,18 @@ class Config:
 
 
 @dataclass(frozen=True)
+class Score:
+    """How a score is shown, factor and digits, and which way is better: sign +1 for more, -1 for less."""
+
+    factor: int
+    digits: int
+    sign: int
+
+
+SCORES = {"accuracy": Score(100, 2, +1), "pairs": Score(100, 2, +1), "mse": Score(1, 4, -1)}
+
+
+@dataclass(frozen=True)
 class StageRef:
     """A finished stage: where it lies, what it is, what it measured. All that one stage hands to the next."""
 

@@ -28,8 +28,9 @@ def distillation_loss(student: Learner, teacher: Learner, batch: TaskBatch, temp
         target = teacher(batch) / teacher.temperature
     hard, metrics = student.objective.loss_and_metrics(logits, batch.query.y)
     if student.objective.name != "cross_entropy":
-        own, other = ((guess.squeeze(-1) - batch.query.y).square() for guess in (logits.detach(), target))
-        soft = ((logits - target).square().squeeze(-1) * (other < own)).nan_to_num().mean()
+        truth, own = batch.query.y.unsqueeze(-1), logits.detach()
+        better = (target - truth).square() < (own - truth).square()  # false as well where the teacher's value is not finite
+        soft = (logits - torch.where(better, target, own)).square().mean()
         return (1 - soft_weight) * hard + soft_weight * soft, metrics | {"soft_loss": soft.detach()}
     soft = soft_loss(logits, target, temperature)
     agreement = (logits.argmax(-1) == target.argmax(-1)).float().mean()

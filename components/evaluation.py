@@ -23,14 +23,13 @@ BINS = 15  # of the reliability diagram
 class Scores:
     """One learner on one table: score of each task [N], group of each task [N], and the counts of the reliability diagram.
 
-    `name` says what the score is; `sign` is +1 where more is better.
+    `name` says what the score is.
     """
 
     score: np.ndarray
     group: np.ndarray
     bins: np.ndarray  # [BINS, 3]: queries, sum of confidences, sum of hits; all zero for values
     name: str = "accuracy"
-    sign: int = 1
 
     @property
     def ece(self) -> float | None:
@@ -60,7 +59,7 @@ def score(learner: Learner, validation: Validation, tasks: int | None = None, si
         slot = (confidence.double() * BINS).long().clamp(0, BINS - 1).flatten().numpy()
         for column, weight in enumerate((None, confidence.double().flatten().numpy(), hit.flatten().numpy())):
             bins[:, column] += np.bincount(slot, weights=weight, minlength=BINS)
-    return Scores(np.concatenate(found), table.group, bins, objective.score_name, objective.sign)
+    return Scores(np.concatenate(found), table.group, bins, objective.score_name)
 
 
 def interval(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:

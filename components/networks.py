@@ -51,7 +51,7 @@ class Block(nn.Module):
 class ConvNet(nn.Module):
     """Blocks of `widths` filters; features [N, dim] flattened, or averaged over the remaining pixels."""
 
-    # Measured: convolutions of many tasks side by side gain nothing over one task after the other and keep every task's activations.
+    # One task after the other: side by side, convolutions with weights of their own keep every task's activations.
     tasks_at_once = 1
 
     def __init__(self, section: BackboneSection, input_shape: tuple[int, ...]) -> None:

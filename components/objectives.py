@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from components.contracts import SCORES
+
 Measure = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """`loss` and `score` map outputs [T, Q, out] and targets [T, Q] to one number a task [T]; `sign` is +1 where more is better.
+    """`loss` and `score` map outputs [T, Q, out] and targets [T, Q] to one number a task [T]; `sign` is +1 where more of the score is better.
 
     `slope` is the loss's gradient by the outputs [T, Q, out], `bend` its Hessian times a direction [T, Q, out]; None where autograd
     is to find them.
@@ -22,9 +24,12 @@ class Objective:
     loss: Measure
     score_name: str
     score: Measure
-    sign: int
     slope: Measure | None = None
     bend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+    @property
+    def sign(self) -> int:
+        return SCORES[self.score_name].sign
 
     def outputs(self, way: int) -> int:
         """Return the number of outputs of a task: one a class, or one value."""
@@ -83,10 +88,10 @@ def _pairwise_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 OBJECTIVES = {
-    "cross_entropy": Objective("cross_entropy", _cross_entropy, "accuracy", _accuracy, +1, _cross_entropy_slope, _cross_entropy_bend),
-    "squared_error": Objective("squared_error", _squared_error, "mse", _squared_error, -1, _squared_error_slope, _squared_error_bend),
+    "cross_entropy": Objective("cross_entropy", _cross_entropy, "accuracy", _accuracy, _cross_entropy_slope, _cross_entropy_bend),
+    "squared_error": Objective("squared_error", _squared_error, "mse", _squared_error, _squared_error_slope, _squared_error_bend),
     # RankNet (Burges et al. 2005, ICML, eq. 3) with certain targets, over all pairs of a task; the score is the share of pairs in order.
-    "ranking": Objective("ranking", _pairwise_logistic, "pairs", _pairwise_accuracy, +1),
+    "ranking": Objective("ranking", _pairwise_logistic, "pairs", _pairwise_accuracy),
 }
 
 

@@ -49,7 +49,6 @@ class Fit(pl.LightningModule):
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
         self.skipped = self.in_a_row = 0
-        self.parts = 1
 
     def configure_optimizers(self) -> Any:
         named = [p for p in self.learner.parameters() if p.requires_grad]
@@ -80,7 +79,7 @@ class Fit(pl.LightningModule):
         else:
             loss, metrics = self.loss(batch)
         for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.item() / self.parts
+            self.sums[name] = self.sums.get(name, 0.0) + value.item() / self.epochs.parts
         return loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -143,7 +142,7 @@ class EveryEpoch(Checkpoint):
             step = int(entry.pop("step"))
             self.sink(step, entry)
             total = trainer.max_epochs or 0
-            done = step // max(1, self.epoch_steps)
+            done = step // self.epoch_steps
             seconds = time.monotonic() - self.started
             shown = "  ".join(f"{name} {value:.3f}" for name, value in entry.items())
             print(f"{mark}{self.label}  epoch {done}/{total}  {shown}  {seconds:.0f} s", file=sys.stderr, flush=True)
@@ -260,9 +259,8 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     validation = Validation(pool, job.tasksets)
     state = Path(job.state)
     state.mkdir(parents=True, exist_ok=True)
-    parts = job.trainer.accumulate
-    fit = Fit(learner, extra, loss, job.fit, Epochs(batches, job.fit.epoch_steps, rank, world, parts), validation)
-    fit.parts = parts
+    epochs = Epochs(batches, job.fit.epoch_steps, rank, world, job.trainer.accumulate)
+    fit = Fit(learner, extra, loss, job.fit, epochs, validation)
     metrics = _train(fit, job, state, sink, label, rank, world) if job.fit.steps else {}
     metrics["temperature"] = calibrate(learner.cpu(), validation)
     metrics |= {f"val/{k}": v for k, v in validate(learner, validation).items()}

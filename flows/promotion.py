@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 from prefect import task
 
-from components.contracts import StageRef
+from components.contracts import SCORES, StageRef
 from flows import paths, tracking
 from flows.plan import Outside
 from flows.stages import Pipeline
@@ -35,12 +35,11 @@ def judge(metrics: dict[str, float], champion: bool, met: int, margin: float) ->
     if met:
         return False, f"the champion was trained on {met} of the gate and test classes: not compared; promote by hand with python -m flows.promote"
     name = next(n for n in metrics if n.startswith("gate/") and n.count("/") == 2 and "-minus-champion/" in n and not n.endswith("_ci95"))
-    lower = name.endswith("/mse")
-    mean, half = (-1 if lower else 1) * metrics[name], metrics[f"{name}_ci95"]
-    label = name.split("/")[1].replace("-minus-", " - ")
-    what = "squared error, less is better: " if lower else "points, " if name.endswith("/accuracy") else ""
-    size = 100 if name.endswith("/accuracy") else 1
-    shown = f"{label} on the gate split {what}{size * metrics[name]:+.2f} +- {size * half:.2f}, margin {size * margin:.2f}"
+    label, score = name.split("/")[1].replace("-minus-", " - "), SCORES[name.rpartition("/")[2]]
+    mean, half = score.sign * metrics[name], metrics[f"{name}_ci95"]
+    better = "" if score.sign > 0 else " (less is better)"
+    gap, around, least = (f"{score.factor * value:{sign}.{score.digits}f}" for value, sign in ((metrics[name], "+"), (half, ""), (margin, "")))
+    shown = f"{label} on the gate split {gap} +- {around}{better}, margin {least}"
     return mean - half > margin, shown + (": better by it" if mean - half > margin else ": not better by it")
 
 

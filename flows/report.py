@@ -8,13 +8,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from components.contracts import StageRef
+from components.contracts import SCORES, StageRef
 from flows.promotion import Decision
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
 REFERENCES = ("pixels", "nearest", "scratch", "base-unadapted")
-SCORES = {"accuracy": (100, 2), "pairs": (100, 2), "mse": (1, 4)}  # factor and digits
 
 
 def score_name(metrics: dict[str, float], where: str) -> str:
@@ -25,8 +24,9 @@ def score_name(metrics: dict[str, float], where: str) -> str:
 def scored(metrics: dict[str, float], where: str, sign: str = "") -> str:
     """Return `mean ± half-width` of the score under `where`, in percent where it is a share."""
     name = score_name(metrics, where)
-    factor, digits = SCORES[name]
-    return f"{factor * metrics[f'{where}/{name}']:{sign}.{digits}f} ± {factor * metrics[f'{where}/{name}_ci95']:.{digits}f}"
+    shown = SCORES[name]
+    mean, half = (shown.factor * metrics[f"{where}/{name}{end}"] for end in ("", "_ci95"))
+    return f"{mean:{sign}.{shown.digits}f} ± {half:.{shown.digits}f}"
 
 
 def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -88,7 +88,10 @@ def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
     measured = [row for row in body if row[0].split(" ")[0] not in (*REFERENCES, "chance")]
-    best = (min if header[1].endswith("mse") else max)(measured, key=lambda row: float(row[1].split()[0]), default=None) if header[0] == "learner" else None
+    best = None
+    if header[0] == "learner":
+        sign = SCORES[header[1].split()[-1]].sign
+        best = max(measured, key=lambda row: sign * float(row[1].split()[0]), default=None)
     for row in body:
         table.add_row(*row, style="bold" if row is best else "")
     return table

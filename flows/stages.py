@@ -183,10 +183,9 @@ def evaluate(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, mod
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
         from components.examination import examine
-
-        paths_ = {name: ref.path for name, ref in models.items()} | ({"champion": champion} if champion else {})
         from components.objectives import OBJECTIVES
 
+        paths_ = {name: ref.path for name, ref in models.items()} | ({"champion": champion} if champion else {})
         config = pipeline.config
         objective = OBJECTIVES[config.domain.objective]
         students = {name: objective.sign * ref.metrics[f"val/{objective.score_name}"] for name, ref in models.items() if ref.stage == "student"}

@@ -185,27 +185,36 @@ def _add(text: str | None, domains: dict[str, str], domain: str, digest: str) ->
 
     Where the others' manifest is neither in the cache nor on a remote, the pin holds their digests alone, until a run brings them back.
     """
-    from dvc.exceptions import DvcException
-
     others = {name: md5 for name, md5 in domains.items() if name != domain}
-    try:
-        made = _tracked(text if others else None, domain)
-    except DvcException:
-        if not others:
-            raise
+    made = _tracked(text if others else None, domain)
+    if made is None:
         _say(f"{PIN} also pins {', '.join(others)}, whose files are at hand nowhere: their digests stay, the files come with their next run")
         made = _tracked(None, domain)
+    assert made is not None
     made["meta"] = {"domains": {name: {"md5": md5} for name, md5 in sorted((others | {domain: digest}).items())}}
     return str(yaml.safe_dump(made, sort_keys=False))
 
 
-def _tracked(text: str | None, domain: str) -> dict[str, Any]:
-    """Add data/<domain> to the cache and push it where there is a remote; return a pin of it and of all that `text` pins."""
+def _tracked(text: str | None, domain: str) -> dict[str, Any] | None:
+    """Add data/<domain> to the cache and push it where there is a remote; return a pin of it and of all that `text` pins.
+
+    None where the manifest of what `text` pins is not in the cache and there is no remote to have it; InputError where there is one.
+    """
+    from dvc.exceptions import DvcException
+
     with _scratch(text) as repo:
+        remote = bool(repo.config.get("remote") and repo.config["core"].get("remote"))
         folder = Path(repo.root_dir) / "data" / domain
         shutil.copytree(paths.data() / domain, folder)
-        repo.add(str(folder.parent if text is None else folder))
-        if repo.config.get("remote") and repo.config["core"].get("remote"):
+        try:
+            repo.add(str(folder.parent if text is None else folder))
+        except DvcException as error:
+            if text is None:
+                raise
+            if remote:
+                raise InputError(f"{PIN} also pins domains whose manifest is not in the cache ({error}). Run dvc fetch, or a run of them first.") from error
+            return None
+        if remote:
             repo.push()
         return dict(yaml.safe_load((Path(repo.root_dir) / PIN).read_text()))
 

@@ -118,7 +118,7 @@ def test_snail_reads_queries_as_the_step_after_the_support() -> None:
         told, codes = learner.targets(batch.support)
         features = learner.encode(torch.cat([batch.support.x[0], batch.query.x[0, :1]]))[None]
         steps = learner.pairs(features, torch.cat([told, torch.zeros_like(told[:, :1])], 1))
-        for block in learner.blocks:
+        for block in learner.layers:
             steps = block(steps, None)
         assert torch.allclose(learner.finish(steps[:, -1:], codes)[0, 0], found, atol=1e-5)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
-from tasks_for_tests import spec, tasks
+from tasks_for_tests import predict, spec, tasks
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from components.contracts import InputError
@@ -12,18 +12,12 @@ from components.distillation import distillation_loss, soft_loss
 from components.fusion import mixture_weights
 from components.learners import store
 from components.learners.fused import FusedLearner
-from components.learners.learner import Learner
 
 SHAPE = (1, 28, 28)
 
 
 def fused(names: list[str], combine: str, weights: list[float], joint: bool = False, seeds: tuple[int, ...] = (0, 1, 2)) -> FusedLearner:
     return FusedLearner([store.build(spec(n), s) for n, s in zip(names, seeds, strict=False)], combine, weights, joint, SHAPE).eval()
-
-
-def predict(learner: Learner, batch) -> torch.Tensor:
-    with torch.no_grad():
-        return learner.predict(learner.adapt(batch.support), batch.query.x)
 
 
 @pytest.mark.parametrize("name", ["protonet", "maml", "base"])
@@ -111,3 +105,18 @@ def test_weight_zero_is_cross_entropy_and_the_teacher_gets_no_gradient() -> None
     distillation_loss(student, teacher, batch, 4.0, 0.7)[0].backward()
     assert all(p.grad is None for p in teacher.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+
+
+def test_a_teacher_that_is_far_off_or_not_finite_teaches_no_value() -> None:
+    batch = tasks(shape=(5,), way=1, shot=6)
+    student, teacher = (store.build(spec(name, "squared_error", "mlp")) for name in ("ridge", "maml"))
+    hard = student.meta_loss(batch)[0].item()
+    for value in (float("inf"), float("nan"), 1e6):
+        teacher.forward = lambda batch, value=value: torch.full_like(batch.query.y.unsqueeze(-1), value)
+        student.zero_grad()
+        loss, metrics = distillation_loss(student, teacher, batch, 1.0, 0.5)
+        loss.backward()
+        assert metrics["soft_loss"] == 0 and loss.item() == pytest.approx(hard / 2, rel=1e-5)
+        assert all(torch.isfinite(p.grad).all() for p in student.parameters())
+    teacher.forward = lambda batch: batch.query.y.unsqueeze(-1)  # knows the truth
+    assert distillation_loss(student, teacher, batch, 1.0, 1.0)[0].item() == pytest.approx(hard, rel=1e-5)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from components.contracts import InputError
 from components.domains import omniglot
+from components.domains.archives import locate
 from components.domains.options import OmniglotOptions
 from components.domains.pool import open_pool, write_pool
 from flows.config import load
@@ -65,6 +66,26 @@ def test_a_missing_or_damaged_archive_is_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="cannot be read"):
         omniglot.build(OmniglotOptions(28, False, []), str(tmp_path))
+
+
+def test_an_archive_is_downloaded_once_and_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import functools
+    import http.server
+    import threading
+
+    archive(tmp_path / "served", {"Greek": 2})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/omniglot"
+        with pytest.raises(InputError, match="must be downloaded"):
+            locate("omniglot/absent.zip", f"{url}/absent.zip", None)
+        first = locate("omniglot/images_background.zip", f"{url}/images_background.zip", None)
+        server.shutdown()
+    assert first.read_bytes() == (tmp_path / "served/omniglot/images_background.zip").read_bytes()
+    assert locate("omniglot/images_background.zip", "http://127.0.0.1:9/", None) == first, "the second time nothing is fetched"
+    assert [p.name for p in first.parent.iterdir()] == ["images_background.zip"]
 
 
 def test_an_alphabet_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

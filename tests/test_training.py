@@ -189,6 +189,8 @@ def test_two_gloo_processes_reach_the_weights_of_one(small_pool: Pool, small_tas
     one, two = (load_file(tmp_path / name / "out" / "learner.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         if name != "temperature":  # a search on validation tasks, not a weight
-            # Adam divides by a gradient's size: where that is all rounding, an entry may go either way by the rate.
+            # Adam divides by a gradient's size: where attention's is all rounding, an entry may go either way by the rate.
             close = np.isclose(value, two[name], atol=1e-5)
-            assert close.mean() > 0.99 and abs(value - two[name]).max() < 1e-2, f"{name}: {1 - close.mean():.4f} differ"
+            assert close.mean() > (0.99 if kind == "set_transformer" else 0.999999) and abs(value - two[name]).max() < 1e-2, (
+                f"{name}: {1 - close.mean():.4f} differ"
+            )

@@ -116,6 +116,24 @@ def test_a_second_domain_changes_nothing_of_the_first(project: Path, monkeypatch
     assert not (project / "data/letters").exists()
 
 
+def test_files_of_another_domain_that_are_at_hand_nowhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tree_md5(project / "data/glyphs")
+    whole = (project / "data.dvc").read_text()
+    monkeypatch.setitem(DOMAINS, "letters", "components.domains.glyphs")
+    monkeypatch.setitem(OPTIONS, "letters", OPTIONS["glyphs"])
+    letters = replace(domain(render_seed=9), name="letters")
+    for folder in ("data", ".dvc/cache"):
+        shutil.rmtree(project / folder)
+    with pytest.raises(InputError, match="Run dvc fetch"):  # a remote has them: nothing is dropped behind its back
+        pin_data(letters, None, True, None)
+    assert (project / "data.dvc").read_text() == whole
+    (project / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
+    added = pin_data(letters, None, True, None)
+    assert read_pin((project / "data.dvc").read_text())[1] == {"glyphs": first, "letters": added.md5}
+    assert pin_data(domain(), None, True, None).md5 == first
+    assert yaml.safe_load((project / "data.dvc").read_text())["outs"][0]["nfiles"] == 8, "the next run brings its files back into the pin"
+
+
 def test_splits_stay_when_groups_are_added() -> None:
     splits = domain().splits
     before = {g: splits.split_of(g, g) for g in ("Hebrew", "Ogham", "Coptic", "Lisu")}

@@ -51,7 +51,7 @@ def bend(x: Tensor, random: Tensor, options: AugmentSection) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     rows = [cos * scale_x, (shear - sin) * scale_y, right * 2 * options.shift, sin * scale_x, cos * scale_y, down * 2 * options.shift]
     affine, nodes = torch.stack(rows, 1).view(-1, 2, 3), random[:, 7:].reshape(-1, 2, 16) * (2 * options.elastic)
-    # Where each pixel looks, as one matrix product: measured 4 times faster than an affine grid and an interpolated field.
+    # Where each pixel looks, as one matrix product, for all pictures of a batch.
     looks = torch.cat([affine, nodes], 2) @ _basis(height, width)
     grid = looks.transpose(1, 2).reshape(-1, height, width, 2)
     return F.grid_sample(x, grid.to(x.device), align_corners=False)

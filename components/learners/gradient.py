@@ -74,7 +74,7 @@ class Maml(Learner):
     def scale(self) -> float:
         """Return what a task's loss is multiplied with before `step` gets its gradient.
 
-        With minus the rate, a step is one sum, whose own gradient is free: measured a quarter off the whole on small perceptrons.
+        With minus the rate, a step is one sum, whose own gradient is free.
         """
         return -self.options.inner_lr
 
@@ -102,7 +102,7 @@ class Maml(Learner):
         return weights, memory
 
     def _descend_by_hand(self, weights: Adapted, support: Examples, steps: range, graph: bool) -> Adapted:
-        """Take the steps of a perceptron without autograd inside: measured up to twice as fast on small ones."""
+        """Take the steps of a perceptron without autograd inside: measured 1.3 times as fast on small ones."""
         with torch.set_grad_enabled(graph):
             for _ in steps:
                 moved = descend(list(weights.values()), support.x, support.y, self.objective, self.options.inner_lr, self.first_order())
@@ -160,29 +160,6 @@ class Anil(Maml):
 
     def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         return x
-
-
-class LearnedRule(Maml):
-    """A learner whose step is meta-learned: it gets the gradient as it is."""
-
-    plain = False
-
-    def scale(self) -> float:
-        return 1.0
-
-
-class MetaSgd(LearnedRule):
-    """Meta-SGD (Li et al. 2017, arXiv:1707.09835, Alg. 1): a learned rate for every parameter; the rates are theta_meta."""
-
-    theta_meta = ("rates.",)
-
-    def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
-        super().__init__(backbone, dim, options)
-        shapes = {name: p.shape for name, p in backbone.named_parameters()} | {"head": (dim,), "head_bias": ()}
-        self.rates = nn.ParameterDict({key(n): nn.Parameter(torch.full(s, options.inner_lr)) for n, s in shapes.items()})
-
-    def step(self, weights: Adapted, gradients: Adapted, loss: Tensor, memory: Adapted, index: int) -> tuple[Adapted, Adapted]:
-        return {name: w - self.rates[key(name)] * gradients[name] for name, w in weights.items()}, memory
 
 
 class Reptile(Maml):
@@ -245,8 +222,3 @@ class Imaml(Maml):
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([t.flatten(1) for t in tensors], 1)
-
-
-def key(name: str) -> str:
-    """Return a parameter's name as a ParameterDict takes it: without dots."""
-    return name.replace(".", "/")

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from components.contracts import require
 from components.draws import seed_of
-from components.learners.learner import Adapted, Encoding
+from components.learners.learner import Adapted, Encoding, class_means
 from components.learners.options import CnpOptions, MannOptions, SetTransformerOptions, SnailOptions
-from components.objectives import one_hot
 from components.tasks import Examples
 
 CODES = 1_000
@@ -109,10 +108,9 @@ class Cnp(Reader):
         told = torch.zeros_like(item) if classes else self.value(support.y.unsqueeze(-1).to(item.dtype))
         read = self.reading(torch.cat([item, told], -1))
         whole = read.mean(1, keepdim=True)
-        if self.objective.name != "cross_entropy":
+        if not classes:
             return {"whole": whole, "classes": whole}
-        belongs = one_hot(support.y, support.way, read.dtype).transpose(1, 2)
-        return {"whole": whole, "classes": belongs @ read / belongs.sum(2, keepdim=True)}
+        return {"whole": whole, "classes": class_means(read, support.y, support.way)}
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         queries, classes = x.shape[1], adapted["classes"].shape[1]
@@ -122,7 +120,30 @@ class Cnp(Reader):
         return scores
 
 
-class SetTransformer(Reader):
+class Layered(Reader):
+    """A reader of several layers: the support's tokens pass through them once, and each layer's input is kept for the queries to read.
+
+    A layer maps (tokens of the support, None) to their next state, and (tokens of the support, tokens of queries) to the queries'.
+    """
+
+    layers: nn.ModuleList
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        told, codes = self.targets(support)
+        tokens, kept = self.pairs(support.x, told), {"codes": codes}
+        for i, layer in enumerate(self.layers):
+            kept[f"layer-{i}"] = tokens
+            tokens = layer(tokens, None)
+        return kept
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        tokens = self.pairs(x, None)
+        for i, layer in enumerate(self.layers):
+            tokens = layer(adapted[f"layer-{i}"], tokens)
+        return self.finish(tokens, adapted["codes"])
+
+
+class SetTransformer(Layered):
     """A transformer that reads the support as a set (Lee et al. 2019, arXiv:1810.00825; as a learner: Nguyen and Grover 2022, arXiv:2207.04179).
 
     Support tokens, each an item and its target, attend to each other; a query token, an item alone, attends to them and to no other
@@ -132,20 +153,6 @@ class SetTransformer(Reader):
     def __init__(self, backbone: nn.Module, dim: int, options: SetTransformerOptions) -> None:
         super().__init__(backbone, dim, options.width, options.norm)
         self.layers = nn.ModuleList(_Attention(2 * options.width, options.heads) for _ in range(options.layers))
-
-    def adapt_features(self, support: Examples) -> Adapted:
-        told, codes = self.targets(support)
-        token, kept = self.pairs(support.x, told), {"codes": codes}
-        for i, layer in enumerate(self.layers):
-            kept[f"layer-{i}"] = token
-            token = layer(token, token)
-        return kept
-
-    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
-        token = self.pairs(x, None)
-        for i, layer in enumerate(self.layers):
-            token = layer(token, adapted[f"layer-{i}"])
-        return self.finish(token, adapted["codes"])
 
 
 def _begin_as_matching(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> None:
@@ -163,7 +170,7 @@ def _begin_as_matching(query: nn.Linear, key: nn.Linear, value: nn.Linear) -> No
 
 
 class _Attention(nn.Module):
-    """A pre-norm transformer layer: tokens [T, N, width] read `source` [T, S, width]."""
+    """A pre-norm transformer layer: the support's tokens [T, S, width] read each other, or queries [T, Q, width] read them."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -178,8 +185,9 @@ class _Attention(nn.Module):
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.feed[2].weight)  # type: ignore[arg-type]
 
-    def forward(self, token: Tensor, source: Tensor) -> Tensor:
-        read, asked = self.before(source), self.before(token)
+    def forward(self, support: Tensor, queries: Tensor | None) -> Tensor:
+        token = support if queries is None else queries
+        read, asked = self.before(support), self.before(token)
 
         def heads(x: Tensor) -> Tensor:
             return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
@@ -190,33 +198,17 @@ class _Attention(nn.Module):
         return result
 
 
-class Snail(Reader):
+class Snail(Layered):
     """SNAIL (Mishra et al. 2018, arXiv:1707.03141, sec. 3): dilated causal convolutions and causal attention over the support's sequence.
 
-    A query is the step after the last example, each query by itself: the support's activations are worked out once and every query
-    reads them. The order of the support matters.
+    A query is the step after the last example, each query by itself. The order of the support matters.
     """
 
     def __init__(self, backbone: nn.Module, dim: int, options: SnailOptions) -> None:
         super().__init__(backbone, dim, options.width, options.norm)
-        self.blocks = nn.ModuleList([_CausalAttention(2 * options.width)])
-        for _ in range(options.blocks):
-            self.blocks.append(_TemporalConvolutions(2 * options.width, options.reach))
-            self.blocks.append(_CausalAttention(2 * options.width))
-
-    def adapt_features(self, support: Examples) -> Adapted:
-        told, codes = self.targets(support)
-        steps, kept = self.pairs(support.x, told), {"codes": codes}
-        for i, block in enumerate(self.blocks):
-            kept[f"block-{i}"] = steps
-            steps = block(steps, None)
-        return kept
-
-    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
-        step = self.pairs(x, None)
-        for i, block in enumerate(self.blocks):
-            step = block(adapted[f"block-{i}"], step)
-        return self.finish(step, adapted["codes"])
+        width, blocks = 2 * options.width, range(options.blocks)
+        pairs = [layer for _ in blocks for layer in (_TemporalConvolutions(width, options.reach), _CausalAttention(width))]
+        self.layers = nn.ModuleList([_CausalAttention(width), *pairs])
 
 
 class _CausalAttention(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from components.learners.gradient import LearnedRule, Maml, key
+from components.learners.gradient import Maml
 from components.learners.learner import Adapted
 from components.learners.options import AlfaOptions, InnerOptions, LstmOptions, MamlPlusPlusOptions
 from components.tasks import TaskBatch
@@ -12,6 +12,33 @@ from components.tasks import TaskBatch
 def shapes_of(backbone: nn.Module, dim: int) -> dict[str, torch.Size]:
     """Return the shape of every tensor that adaptation moves, one row of the head."""
     return {name: p.shape for name, p in backbone.named_parameters()} | {"head": torch.Size([dim]), "head_bias": torch.Size([])}
+
+
+def key(name: str) -> str:
+    """Return a parameter's name as a ParameterDict takes it: without dots."""
+    return name.replace(".", "/")
+
+
+class LearnedRule(Maml):
+    """A learner whose step is meta-learned: it gets the gradient as it is."""
+
+    plain = False
+
+    def scale(self) -> float:
+        return 1.0
+
+
+class MetaSgd(LearnedRule):
+    """Meta-SGD (Li et al. 2017, arXiv:1707.09835, Alg. 1): a learned rate for every parameter; the rates are theta_meta."""
+
+    theta_meta = ("rates.",)
+
+    def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
+        super().__init__(backbone, dim, options)
+        self.rates = nn.ParameterDict({key(n): nn.Parameter(torch.full(s, options.inner_lr)) for n, s in shapes_of(backbone, dim).items()})
+
+    def step(self, weights: Adapted, gradients: Adapted, loss: Tensor, memory: Adapted, index: int) -> tuple[Adapted, Adapted]:
+        return {name: w - self.rates[key(name)] * gradients[name] for name, w in weights.items()}, memory
 
 
 class MamlPlusPlus(Maml):
