@@ -122,9 +122,10 @@ def test_files_of_another_domain_that_are_at_hand_nowhere(project: Path, monkeyp
     monkeypatch.setitem(DOMAINS, "letters", "components.domains.glyphs")
     monkeypatch.setitem(OPTIONS, "letters", OPTIONS["glyphs"])
     letters = replace(domain(render_seed=9), name="letters")
-    for folder in ("data", ".dvc/cache"):
-        shutil.rmtree(project / folder)
-    with pytest.raises(InputError, match="Run dvc fetch"):  # a remote has them: nothing is dropped behind its back
+    shutil.rmtree(project / "data")
+    shutil.rmtree(project / ".dvc/cache")
+    shutil.move(project.parent / "remote", project.parent / "away")
+    with pytest.raises(InputError, match="Run dvc fetch"):  # where there is a remote, nothing is dropped from the pin behind its back
         pin_data(letters, None, True, None)
     assert (project / "data.dvc").read_text() == whole
     (project / ".dvc" / "config").write_text("[core]\n    analytics = false\n")
