@@ -102,7 +102,7 @@ def compare(name: str, a: tuple[float, dict[str, Tensor]], b: tuple[float, dict[
 def maml_with_learn2learn(kind: str, steps: int) -> None:
     torch.manual_seed(0)
     l2l, first_order = peers.learn2learn(), kind == "fomaml"
-    options = InnerOptions(steps, steps, RATE, first_order, "running")
+    options = InnerOptions(steps, steps, RATE, 0.0, first_order, "running")
     learner: Maml = {"meta_sgd": MetaSgd}.get(kind, Maml)(Smooth(), 5, options).double().train()
     nn.init.normal_(learner.head)
     model = (l2l.MetaSGD if kind == "meta_sgd" else l2l.MAML)(Whole(learner), lr=RATE, first_order=first_order)
@@ -119,7 +119,7 @@ def maml_with_learn2learn(kind: str, steps: int) -> None:
 
 def anil_with_learn2learn(steps: int) -> None:
     torch.manual_seed(1)
-    learner = Anil(Smooth(), 5, AnilOptions(steps, steps, RATE, False, "running")).double().train()
+    learner = Anil(Smooth(), 5, AnilOptions(steps, steps, RATE, 0.0, False, "running")).double().train()
     nn.init.normal_(learner.head)
     whole = Whole(learner)
     head = peers.learn2learn().MAML(whole.head, lr=RATE)
@@ -136,7 +136,7 @@ def anil_with_learn2learn(steps: int) -> None:
 
 def maml_with(library: str, steps: int) -> None:
     torch.manual_seed(2)
-    learner = Maml(Smooth(), 5, InnerOptions(steps, steps, RATE, False, "running")).double().train()
+    learner = Maml(Smooth(), 5, InnerOptions(steps, steps, RATE, 0.0, False, "running")).double().train()
     nn.init.normal_(learner.head)
     model = Whole(learner)
 

@@ -156,7 +156,7 @@ def torchopt_step(model: Whole, tasks: TaskBatch, inner: int) -> Step:
 
 def perceptron(name: str, widths: list[int], inputs: int, tasks: int, shot: int, inner: int, device: str) -> Work:
     section, shape = BackboneSection("mlp", widths, [], "flatten", "batch"), (inputs,)
-    learner = Maml(build_backbone(section, shape), widths[-1], InnerOptions(inner, inner, RATE, False, "running")).to(device)
+    learner = Maml(build_backbone(section, shape), widths[-1], InnerOptions(inner, inner, RATE, 0.0, False, "running")).to(device)
     learner.objective = OBJECTIVES["squared_error"]
     learner.started()
     tasks_ = batch(tasks, 1, shot, shot, shape, device)
@@ -173,7 +173,7 @@ def perceptron(name: str, widths: list[int], inputs: int, tasks: int, shot: int,
 def convolution(kind: str, inner: int, device: str) -> Work:
     makes = {"maml": Maml, "fomaml": Maml, "meta_sgd": MetaSgd, "anil": Anil, "reptile": Reptile}
     first = kind in ("fomaml", "reptile")
-    options = AnilOptions(inner, inner, RATE, False, "meta_batch") if kind == "anil" else InnerOptions(inner, inner, RATE, first, "task")
+    options = AnilOptions(inner, inner, RATE, 0.0, False, "meta_batch") if kind == "anil" else InnerOptions(inner, inner, RATE, 0.0, first, "task")
     net = build_backbone(CONV, (1, 28, 28))
     learner = makes[kind](net, net.dim, options).to(device)
     tasks = batch(16, 5, 1, 15, (1, 28, 28), device)
@@ -293,7 +293,7 @@ def growth(device: str) -> str:
 
     def one(recompute: bool, inner: int) -> float:
         net = build_backbone(CONV, (1, 28, 28))
-        learner = Maml(net, net.dim, InnerOptions(inner, inner, RATE, False, "task")).to(device)
+        learner = Maml(net, net.dim, InnerOptions(inner, inner, RATE, 0.0, False, "task")).to(device)
         learner.checkpoint_inner = recompute
         return peak(fewloop_step(learner, batch(2, 5, 1, 15, (1, 28, 28), device)), device)
 

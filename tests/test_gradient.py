@@ -14,6 +14,7 @@ from components.learners.gradient import Imaml, Maml
 from components.learners.learner import Learner
 from components.tasks import Examples, TaskBatch
 
+PLAIN = {name: options | {"length": 0.0} for name, options in OPTIONS.items() if "inner_lr" in options}  # the papers' networks
 SECOND_ORDER = ["maml", "anil", "meta_sgd", "mamlpp", "meta_curvature", "alfa"]
 
 
@@ -44,7 +45,7 @@ def smooth(name: str, objective: str = "cross_entropy", seed: int = 0, **options
     of = family(name)
     module = __import__(of.path, fromlist=[of.kind])
     with store.initial_weights(seed):
-        made = getattr(module, of.kind)(Smooth(), 4, of.options(**OPTIONS[name] | {"inner_steps": 2, "test_steps": 2, "inner_lr": 0.3} | options)).double()
+        made = getattr(module, of.kind)(Smooth(), 4, of.options(**PLAIN[name] | {"inner_steps": 2, "test_steps": 2, "inner_lr": 0.3} | options)).double()
         made.objective = OBJECTIVES[objective]
         nn.init.normal_(made.head)
         if name == "alfa":
@@ -76,8 +77,9 @@ def differences(learner: Learner, batch: TaskBatch, step: float = 1e-3) -> dict[
 @pytest.mark.parametrize("name", SECOND_ORDER)
 @pytest.mark.parametrize("objective", ["cross_entropy", "squared_error", "ranking"])
 @pytest.mark.parametrize("checkpoint", [False, True])
-def test_the_second_order_meta_gradient_equals_finite_differences(name: str, objective: str, checkpoint: bool) -> None:
-    options = {"annealing": 0.0, "multi_step_loss": not checkpoint} if name == "mamlpp" else {}
+@pytest.mark.parametrize("length", [0.0, 3.0])
+def test_the_second_order_meta_gradient_equals_finite_differences(name: str, objective: str, checkpoint: bool, length: float) -> None:
+    options = {"length": length} | ({"annealing": 0.0, "multi_step_loss": not checkpoint} if name == "mamlpp" else {})
     learner = smooth(name, objective, inner_steps=3, inner_lr=0.1, **options)
     learner.checkpoint_inner = checkpoint
     batch = vectors() if objective == "cross_entropy" else vectors(way=1, shot=4)
@@ -122,8 +124,8 @@ def test_first_and_second_order_differ_but_agree_on_the_loss() -> None:
 
 def equal_start(name: str, **options) -> Maml:
     """The learner with MAML's weights, its own rule as it starts out."""
-    learner = store.build(store.spec_of(name, OPTIONS[name] | {"inner_lr": 0.3} | options, MLP, (5,), "cross_entropy")).double().train()
-    maml = store.build(store.spec_of("maml", OPTIONS["maml"], MLP, (5,), "cross_entropy"), 5).double()
+    learner = store.build(store.spec_of(name, PLAIN[name] | {"inner_lr": 0.3} | options, MLP, (5,), "cross_entropy")).double().train()
+    maml = store.build(store.spec_of("maml", PLAIN["maml"], MLP, (5,), "cross_entropy"), 5).double()
     learner.load_state_dict(maml.state_dict(), strict=False)
     nn.init.constant_(learner.head, 0.1)
     return learner
@@ -266,7 +268,7 @@ def test_per_step_statistics_are_kept_step_by_step_and_fixed_at_test() -> None:
 @pytest.mark.parametrize("name", ["maml", "fomaml"])
 @pytest.mark.parametrize("widths", [[7], [7, 5], [6, 5, 4]])
 def test_descent_by_hand_is_what_autograd_finds(objective: str, name: str, widths: list[int]) -> None:
-    made = store.spec_of(name, OPTIONS[name] | {"inner_steps": 3, "inner_lr": 0.2}, replace(MLP, widths=widths), (5,), objective)
+    made = store.spec_of(name, PLAIN[name] | {"inner_steps": 3, "inner_lr": 0.2}, replace(MLP, widths=widths), (5,), objective)
     learner = store.build(made).double().train()
     nn.init.normal_(learner.head)
     batch = vectors() if objective == "cross_entropy" else vectors(way=1, shot=6)

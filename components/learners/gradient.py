@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.descent import descend
@@ -61,7 +62,14 @@ class Maml(Learner):
 
     def outputs(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         """Return outputs [T, N, out] of x [T, N, ...] under each task's own weights after `index` inner steps."""
-        return torch.baddbmm(weights["head_bias"].unsqueeze(1), self.features(weights, x, index), weights["head"].transpose(1, 2))
+        features = self.features(weights, x, index)
+        if self.directions():
+            features = F.normalize(features, dim=-1) * self.options.length
+        return torch.baddbmm(weights["head_bias"].unsqueeze(1), features, weights["head"].transpose(1, 2))
+
+    def directions(self) -> bool:
+        """Tell whether the head reads directions of features, all of one length."""
+        return self.options.length > 0 and self.objective.name == "cross_entropy"
 
     def inner_loss(self, weights: Adapted, support: Examples, index: int) -> Tensor:
         """Return each task's support loss [T]."""
@@ -88,7 +96,8 @@ class Maml(Learner):
 
     def descend(self, weights: Adapted, memory: Adapted, support: Examples, steps: range, graph: bool) -> tuple[Adapted, Adapted]:
         """Take inner steps; with `graph`, later gradients see through them."""
-        if self.plain and isinstance(self.backbone, Mlp) and self.objective.slope is not None and not support.x.requires_grad:
+        by_hand = self.plain and isinstance(self.backbone, Mlp) and self.objective.slope is not None and not self.directions()
+        if by_hand and not support.x.requires_grad:
             return self._descend_by_hand(weights, support, steps, graph), memory
         for index in steps:
             with torch.enable_grad():
