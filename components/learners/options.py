@@ -79,6 +79,7 @@ class InnerOptions:
 
     Where classes are told apart, features are brought to `length` before they reach the head (0 leaves them as they are): the base compares
     their directions, and so the head's first step starts where the base is (measured: 20-way 1-shot 86 % instead of 52 % before any training).
+    A step at rate r on S examples multiplies a direction's error by about r length^2 / S: keep that below 2 for the smallest task.
     `norm`: `running` keeps pre-training's statistics; `task` takes those of the task at hand, at test as well (transductive).
     """
 
