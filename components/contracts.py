@@ -230,7 +230,10 @@ class FusionSection:
 
 @dataclass
 class EvaluationSection:
-    """Final tasks: `settings` such as 5w1s, `tasks` of each on the test split, `gate_tasks` on the gate split for promotion."""
+    """Final tasks: `settings` such as 5w1s, `tasks` of each on the test split, `gate_tasks` on the gate split for promotion.
+
+    `challenge`: a folder of one-shot runs to answer besides, or `lookalike` for `challenge_runs` runs made of the test split's drawings.
+    """
 
     settings: list[str]
     tasks: int
@@ -241,12 +244,14 @@ class EvaluationSection:
     scratch_lr: float
     scratch_tasks: int
     bootstrap: int
+    challenge: str | None
+    challenge_runs: int
 
     def __post_init__(self) -> None:
         require(len(self.settings) > 0, "evaluation.settings needs at least one setting such as 5w1s, got none. Use evaluation.settings=[5w1s].")
         for setting in self.settings:
             way_shot(setting)
-        for name in ("tasks", "gate_tasks", "query", "scratch_tasks", "bootstrap", "scratch_lr"):
+        for name in ("tasks", "gate_tasks", "query", "scratch_tasks", "bootstrap", "scratch_lr", "challenge_runs"):
             positive(**{f"evaluation.{name}": getattr(self, name)})
         require(self.tasks >= 2, f"evaluation.tasks must be at least 2 for an interval, got {self.tasks}.")
         require(self.scratch_steps >= 0, f"evaluation.scratch_steps must be at least 0, got {self.scratch_steps}.")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from components import challenge
 from components.contracts import BackboneSection, EvaluationSection
 from components.domains.pool import open_pool
 from components.draws import seed_of
@@ -59,4 +60,7 @@ def examine(
     metrics = evaluate(learners, limits, pairs, section.settings, "test", opened, tasksets, section.bootstrap, seed, out)
     contenders = {name: learner for name, learner in loaded.items() if name in (contender, "champion")}
     metrics |= evaluate(contenders, {}, pairs, section.settings, "gate", opened, tasksets, section.bootstrap, seed, out)
+    if section.challenge is not None:
+        runs = challenge.open_runs(section.challenge, opened, section.challenge_runs, out)
+        metrics |= challenge.examine({name: learners[name] for name in (nearest, *loaded)}, runs, section.bootstrap, seed)
     return metrics | {f"{name}/parameters": learner_size(learner) for name, learner in learners.items()}

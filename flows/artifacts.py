@@ -7,6 +7,8 @@ from flows import tracking
 from flows.stages import Pipeline
 from flows.versions import PIN, Pinned
 
+SCORED = ("test/", "challenge/")  # what a model's own run repeats of the evaluation
+
 
 def open_parent(line: Pipeline, pool: Pinned) -> None:
     """Log what is known before the first stage: config, data version with its pin file, the pool as input."""
@@ -33,9 +35,9 @@ def headline(line: Pipeline, models: dict[str, StageRef], ours: str, evaluation:
         for name, ref in models.items():
             if not tracking.has_run(ref.run_id):  # its database is gone, the output is not: the parent run holds the scores all the same
                 continue
-            own = {m.replace(f"/{name}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith("test/") and f"/{name}/" in m}
+            own = {m.replace(f"/{name}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith(SCORED) and f"/{name}/" in m}
             own |= {m.removeprefix(f"{name}/"): v for m, v in evaluation.metrics.items() if m.startswith(f"{name}/")}
             tracking.log_metrics(ref.run_id, own)
-    own = {m.replace(f"/{ours}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith("test/") and f"/{ours}/" in m}
+    own = {m.replace(f"/{ours}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith(SCORED) and f"/{ours}/" in m}
     tracking.log_metrics(line.run_id, evaluation.metrics | own)
     tracking.store().set_tag(line.run_id, "fingerprint", evaluation.fingerprint)

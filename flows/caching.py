@@ -84,6 +84,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the digest of every file of a folder, by its path in it."""
+    return {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 def lookup(key: Key) -> StageRef | None:
     """Return the finished output of `key`, marked cached; None where it is absent or not what was written."""
     try:
@@ -125,7 +130,7 @@ def writing(key: Key) -> Iterator[Slot]:
 
 def commit(key: Key, slot: Slot, run_id: str, seconds: float, metrics: dict[str, float]) -> StageRef:
     """Write the manifest, make everything durable, rename the folder to its final name, drop the training state."""
-    files = {str(p.relative_to(slot.partial)): file_digest(p) for p in sorted(slot.partial.rglob("*")) if p.is_file()}
+    files = file_digests(slot.partial)
     ref = StageRef(key.name, key.stage, str(key.folder), key.fingerprint, fingerprint(files), run_id, round(seconds, 3), False, metrics)
     manifest = {"ref": to_plain(ref), "key": to_plain(key), "files": files, "finished": time.time()}
     path = slot.partial / MANIFEST

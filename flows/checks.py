@@ -1,5 +1,7 @@
 """Combinations of sections that cannot work, each told in one line before anything is built."""
 
+from pathlib import Path
+
 from components.contracts import Config, LearnerSection, require
 from components.learners.options import family
 
@@ -18,9 +20,23 @@ def check(config: Config) -> None:
         config.fusion.mode != "concat" or centroids,
         f"fusion.mode=concat needs students with a shared encoder and one mean a class, got {config.student.learner.name}. Use fusion.mode=weights.",
     )
+    _check_challenge(config)
     for name, size in (("base.batch", max(1, config.base.batch // 32)), ("learner.tasks_per_step", config.learner.tasks_per_step)):
         parts = config.trainer.accumulate * config.trainer.devices
         require(size % parts == 0, f"{name} must split into trainer.accumulate x trainer.devices = {parts} equal parts, got {size}. Change one of them.")
+
+
+def _check_challenge(config: Config) -> None:
+    asked, domain = config.evaluation.challenge, config.domain
+    if asked is None:
+        return
+    pictures = domain.objective == "cross_entropy" and config.backbone.name == "conv"
+    require(pictures, f"evaluation.challenge asks for pictures of classes, got domain {domain.name}. Leave it out, or use domain=omniglot.")
+    if asked == "lookalike":
+        require(domain.name.startswith("omniglot"), f"evaluation.challenge=lookalike needs original drawings, got domain {domain.name}. Use domain=omniglot.")
+        return
+    found = Path(asked).is_dir() and any(Path(asked).glob("*/class_labels.txt"))
+    require(found, f"evaluation.challenge must be a folder of <run>/class_labels.txt, or lookalike, got {asked!r}. Unpack the runs there.")
 
 
 def _check_learner(where: str, section: LearnerSection, config: Config) -> None:

@@ -8,7 +8,8 @@ HELP = """python -m flows.evaluate model=<uri> domain=<name> [key=value ...]
 
 Adapts the model to every test task of the domain, beside nearest neighbour in pixel space, and prints means with 95 % intervals.
   model    models:/<name>@<alias>, models:/<name>/<version>, or the folder of a learner
-  others   any key of the config, such as evaluation.tasks=200 (see python -m flows.retrain --help)
+  others   any key of the config, such as evaluation.tasks=200, or evaluation.challenge=<folder> for one-shot runs
+           in the challenge's format (see python -m flows.retrain --help)
 """
 
 
@@ -23,6 +24,7 @@ def evaluate(*overrides: str, model: str) -> None:
     config = load(overrides)
     folder = tracking.model_folder(model)
     experiment = tracking.open_store(config.registry.model)
+    from components import challenge
     from components.domains.pool import open_pool
     from components.evaluation import evaluate as score
     from components.learners import store
@@ -57,10 +59,17 @@ def evaluate(*overrides: str, model: str) -> None:
             e = config.evaluation
             metrics = score({"model": learner, "nearest": nearest}, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work))
             tracking.store().log_artifact(run_id, str(Path(work) / "scores-test.parquet"))
+            if e.challenge is not None:
+                runs = challenge.open_runs(e.challenge, pool, e.challenge_runs, Path(work))
+                metrics |= challenge.examine({"model": learner, "nearest": nearest}, runs, e.bootstrap, config.seed)
         tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
     for setting in e.settings:
         cells = (f"{role} {scored(metrics, f'test/{setting}/{role}')}" for role in ("model", "nearest"))
         print(f"{config.domain.name} {setting}: {'   '.join(cells)}   ({e.tasks} tasks, 95 % interval)")
+    for error, how in (("error", "independent decisions"), ("error_joint", "joint assignment, which knows that every class is asked for once")):
+        if f"challenge/model/{error}" in metrics:
+            cells = (f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in ("model", "nearest"))
+            print(f"challenge error, percent, {how}: {'   '.join(cells)}   ({int(metrics['challenge/runs'])} runs, 95 % interval)")
     if met:
         print(f"{len(met)} of the test classes were training classes of this model: these scores are not those of new classes")
 

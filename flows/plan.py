@@ -1,11 +1,12 @@
 """The plan of a pipeline: one key a stage, computed before anything runs. A stage runs only when its key has no intact output."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from components.contracts import Config, to_plain
+from components.contracts import Config, fingerprint, to_plain
 from components.learners.options import BASES, family
-from flows.caching import Key, code_digest, lookup, why
+from flows.caching import Key, code_digest, file_digests, lookup, why
 
 TRAINING = "components.training"
 
@@ -69,8 +70,11 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
 
     judged = {"pool": pool, **of("tasksets", "tasksets-final", "base", "teacher", *students, *(["fused"] if students else []))}
     judged |= {"champion": outside.champion[1]} if outside.champion else {}
-    modules = ("components.evaluation", "components.learners.reference", "components.learners.fused", _family(config.learner.name))
-    add("evaluation", "evaluate", {"evaluation": config.evaluation, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
+    examined = to_plain(config.evaluation)
+    if config.evaluation.challenge not in (None, "lookalike"):  # what the folder holds counts, not where it lies
+        judged |= {"challenge": fingerprint(file_digests(Path(str(examined.pop("challenge")))))}
+    modules = ("components.examination", "components.learners.fused", _family(config.learner.name), _family(config.student.learner.name))
+    add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
     return plan
 
 

@@ -34,7 +34,8 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
     m = evaluation.metrics
     roles = [name.removesuffix("/parameters") for name in m if name.endswith("/parameters")]
     score = score_name(m, f"test/{settings[0]}/base")
-    header = ["learner", *(f"{s} {score}" for s in settings), "ECE", "parameters", "adapt ms", "predict ms"]
+    asked = [("error", "challenge error"), ("error_joint", "joint")] if "challenge/runs" in m else []
+    header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), "ECE", "parameters", "adapt ms", "predict ms"]
     table = []
     for role in roles:
         cells = [scored(m, f"test/{s}/{role}") for s in settings]
@@ -43,9 +44,10 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
         size = f"{int(m[f'{role}/parameters']):,}"
         ece = m.get(f"test/{settings[0]}/{role}/ece")
         times = (f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))
+        cells += [f"{m[where]:.2f} ± {m[f'{where}_ci95']:.2f}" if (where := f"challenge/{role}/{e}") in m else "" for e, _ in asked]
         table.append([name, *cells, "" if ece is None else f"{ece:.3f}", size, *times])
     if score == "accuracy":
-        table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), "", "", "", ""])
+        table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), *([""] * (4 + len(asked)))])
     return header, table
 
 

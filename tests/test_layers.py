@@ -11,7 +11,7 @@ LAYERS = [
     {"contracts", "tasks", "networks", "draws", "objectives", "gradients", "descent"},
     {"domains", "learners"},
     {"tasksets", "batches", "validation", "distillation", "fusion"},
-    {"training", "evaluation", "serving", "examination"},
+    {"training", "evaluation", "serving", "examination", "challenge"},
     {"launch"},
 ]
 FILES = sorted([*ROOT.glob("components/**/*.py"), *ROOT.glob("flows/*.py")])

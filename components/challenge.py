@@ -1,0 +1,159 @@
+"""The one-shot challenge (Lake, Salakhutdinov and Tenenbaum 2015, Science 350): runs of pictures, one known of each class, and their errors.
+
+A run is `<run>/training/*.png`, `<run>/test/*.png` and `<run>/class_labels.txt` with lines `<test picture> <training picture of its class>`,
+paths from the folder that holds the runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from components.contracts import InputError, require
+from components.domains import images
+from components.domains.pictures import read_picture
+from components.domains.pool import Pool
+from components.draws import seed_of
+from components.evaluation import interval
+from components.learners.learner import Learner
+from components.tasks import Examples
+
+LABELS = "class_labels.txt"
+WAY = 20
+
+
+@dataclass(frozen=True)
+class Runs:
+    """R runs as R tasks: `known` [R, C, 1, H, W], one picture a class, `asked` [R, Q, 1, H, W], `truth` [R, Q]."""
+
+    known: Tensor
+    asked: Tensor
+    truth: Tensor
+
+
+def read_runs(folder: str | Path, size: int) -> Runs:
+    """Read all runs of a folder at the working size [size, size].
+
+    Raises InputError naming the file that is missing, unreadable or not where its run says.
+    """
+    root = Path(folder)
+    found = sorted(p.parent for p in root.glob(f"*/{LABELS}"))
+    require(len(found) > 0, f"evaluation.challenge must be a folder of <run>/{LABELS}, got none in {root}. Unpack the runs there.")
+    parts = [_read_run(root, run, size) for run in found]
+    shapes = {(len(known), len(asked)) for known, asked, _ in parts}
+    require(len(shapes) == 1, f"Runs must have the same numbers of classes and test pictures, got {sorted(shapes)} in {root}. Score them in groups.")
+    known, asked = (images.prepare(torch.from_numpy(np.stack([part[i] for part in parts]))) for i in (0, 1))
+    return Runs(known, asked, torch.tensor([truth for _, _, truth in parts]))
+
+
+def open_runs(asked: str, pool: Pool, count: int, work: Path) -> Runs:
+    """Read the runs of folder `asked`; for `lookalike`, write `count` runs of the pool's test split under `work` first, the same ones always."""
+    folder = Path(asked)
+    if asked == "lookalike":
+        folder = work / "lookalike"
+        write_lookalike(pool, "test", count, 0, folder)
+    return read_runs(folder, pool.input_shape[-1])
+
+
+def _read_run(root: Path, run: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    lines = [line.split() for line in (run / LABELS).read_text().splitlines() if line.strip()]
+    known = sorted(p for p in (run / "training").glob("*.png"))
+    places = {path.resolve(): i for i, path in enumerate(known)}
+    asked, truth = [], []
+    for line in lines:
+        require(len(line) == 2, f"{run / LABELS} takes lines <test picture> <training picture>, got {' '.join(line)!r}. Repair it.")
+        test, training = ((root / name).resolve() for name in line)
+        require(
+            training in places and test.parent == (run / "test").resolve() and test.is_file(),
+            f"{run / LABELS} must name pictures of its own run, got {' '.join(line)!r}. Unpack the runs again.",
+        )
+        asked.append(test)
+        truth.append(places[training])
+    require(len(asked) > 0, f"{run / LABELS} must name at least one test picture, got an empty file. Unpack the runs again.")
+    return np.stack([read_picture(p, size) for p in known]), np.stack([read_picture(p, size) for p in asked]), truth
+
+
+def independent(outputs: Tensor) -> Tensor:
+    """Name every test picture by itself: outputs [R, Q, C] -> classes [R, Q]."""
+    return outputs.argmax(-1)
+
+
+def joint(outputs: Tensor) -> Tensor:
+    """Name a run's test pictures together, each class at most once: the assignment with the largest likelihood (Hungarian method).
+
+    This uses what the independent decision does not know: that every class is asked for once. Raises InputError for more pictures than classes.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    asked, classes = outputs.shape[1:]
+    require(asked <= classes, f"A joint decision needs as many classes as test pictures, got {classes} for {asked}. Use the independent error.")
+    cost = -outputs.double().log_softmax(-1)
+    return torch.stack([torch.as_tensor(linear_sum_assignment(run.numpy())[1]) for run in cost])
+
+
+@torch.no_grad()
+def examine(learners: Mapping[str, Learner], runs: Runs, resamples: int, seed: int) -> dict[str, float]:
+    """Return `challenge/<role>/error` and `error_joint`, means over runs in percent, each with its 95 % interval over runs.
+
+    Every learner sees one run's known pictures and one test picture at a time: none of them changes another's answer.
+    """
+    metrics: dict[str, float] = {"challenge/runs": float(len(runs.truth))}
+    way = runs.known.shape[1]
+    labels = torch.arange(way)
+    for role, learner in learners.items():
+        learner.eval()
+        parts = [
+            learner.predict(learner.adapt(Examples(known[None], labels[None], way)), asked[None]) for known, asked in zip(runs.known, runs.asked, strict=True)
+        ]
+        outputs = torch.cat(parts)
+        for name, decide in (("error", independent), ("error_joint", joint)):
+            if name == "error_joint" and runs.asked.shape[1] > way:
+                continue
+            errors = 100 * (decide(outputs) != runs.truth).double().mean(1).numpy()
+            mean, half = interval(errors, np.full(len(errors), -1), resamples, seed)
+            metrics |= {f"challenge/{role}/{name}": mean, f"challenge/{role}/{name}_ci95": half}
+    return metrics
+
+
+def write_lookalike(pool: Pool, split: str, runs: int, seed: int, out: Path) -> None:
+    """Write `runs` runs in the challenge's format from the original drawings of a split.
+
+    As there, a run takes 20 characters of one alphabet; one drawer drew the known pictures, another the test pictures, in another order. A
+    drawer is an item's place within its class. Raises InputError where the pool keeps no originals, or no alphabet has 20 characters.
+    """
+    stored = pool.path / "originals.npy"
+    require(stored.exists(), f"A look-alike of the challenge needs original drawings, which domain {pool.domain} does not keep. Use domain=omniglot.")
+    originals = np.load(stored, mmap_mode="r")
+    own = pool.split(split)
+    groups = sorted({pool.groups[c] for c in own})
+    large = [g for g in groups if sum(pool.groups[c] == g for c in own) >= WAY]
+    require(len(large) > 0, f"A look-alike of the challenge needs an alphabet of {WAY} characters in split {split}, got none. Use another split.")
+    if out.exists():
+        raise InputError(f"{out} must not exist yet. Remove it, or name another folder.")
+    random = np.random.Generator(np.random.Philox(seed_of("look-alike", seed)))
+    for number in range(1, runs + 1):
+        group = large[(number - 1) % len(large)]
+        members = np.array([c for c in own if pool.groups[c] == group])
+        classes = random.permutation(members)[:WAY]
+        drawers = random.permutation(int(pool.counts[classes].min()))[:2]
+        order, run = random.permutation(WAY), f"run{number:02d}"
+        lines = []
+        for folder in ("training", "test"):
+            (out / run / folder).mkdir(parents=True)
+        for place, cls in enumerate(classes):
+            _write(originals[pool.first[cls] + drawers[0]], out / run / "training" / f"class{place + 1:02d}.png")
+        for place, of in enumerate(order):
+            name = f"{run}/test/item{place + 1:02d}.png"
+            _write(originals[pool.first[classes[of]] + drawers[1]], out / name)
+            lines.append(f"{name} {run}/training/class{of + 1:02d}.png")
+        (out / run / LABELS).write_text("\n".join(lines) + "\n")
+
+
+def _write(packed: np.ndarray, path: Path) -> None:
+    """Write one drawing, stored as packed bits light on dark, as a picture with dark strokes on light."""
+    ink = np.unpackbits(packed, axis=-1, count=packed.shape[0])
+    Image.fromarray(((1 - ink) * 255).astype(np.uint8)).save(path)

@@ -1,0 +1,133 @@
+"""The one-shot challenge: its reader on runs with known answers, both decisions, and the look-alike."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_omniglot import archive
+
+from components import challenge
+from components.contracts import InputError, SplitsSection
+from components.domains import omniglot
+from components.domains.options import OmniglotOptions
+from components.domains.pool import Pool, open_pool, write_pool
+from components.learners.reference import Nearest
+
+
+def write_run(folder: Path, pairs: list[tuple[int, int]], seed: int = 0) -> list[np.ndarray]:
+    """Write a run of 20 classes; test picture i is a copy of class pairs[i][0]'s, and its label says pairs[i][1]."""
+    random = np.random.default_rng(seed)
+    drawings = [((random.random((105, 105)) < 0.9) * 255).astype(np.uint8) for _ in range(20)]
+    for part in ("training", "test"):
+        (folder / part).mkdir(parents=True)
+    for i, drawing in enumerate(drawings):
+        Image.fromarray(drawing).convert("1").save(folder / "training" / f"class{i + 1:02d}.png")
+    lines = []
+    for i, (shown, said) in enumerate(pairs):
+        Image.fromarray(drawings[shown]).convert("1").save(folder / "test" / f"item{i + 1:02d}.png")
+        lines.append(f"{folder.name}/test/item{i + 1:02d}.png {folder.name}/training/class{said + 1:02d}.png")
+    (folder / "class_labels.txt").write_text("\n".join(lines) + "\n")
+    return drawings
+
+
+def test_runs_are_read_as_they_were_drawn_and_scored_by_their_labels(tmp_path: Path) -> None:
+    drawings = write_run(tmp_path / "run01", [(i, i) for i in reversed(range(20))])
+    write_run(tmp_path / "run02", [(i, i if i > 2 else (i + 1) % 3) for i in range(20)], seed=1)  # three labels say something else
+    runs = challenge.read_runs(tmp_path, 35)
+    assert runs.known.shape == runs.asked.shape == (2, 20, 1, 35, 35)
+    assert runs.truth[0].tolist() == list(reversed(range(20)))
+    light = 1 - torch.tensor(drawings[0]).float().view(35, 3, 35, 3).mean((1, 3)) / 255
+    assert torch.allclose(runs.known[0, 0, 0], light, atol=1 / 255)
+    metrics = challenge.examine({"pixels": Nearest()}, runs, 200, 0)
+    assert metrics["challenge/runs"] == 2
+    for error in ("error", "error_joint"):
+        assert metrics[f"challenge/pixels/{error}"] == pytest.approx((0 + 15) / 2)  # 3 of 20 in the second run
+
+
+def test_a_joint_decision_is_the_best_of_all_assignments_and_an_independent_one_is_not() -> None:
+    outputs = torch.randn(5, 4, 5, generator=torch.Generator().manual_seed(0))
+    logs = outputs.log_softmax(-1)
+    for run in range(5):
+        best = max(itertools.permutations(range(5), 4), key=lambda p: sum(logs[run, q, c].item() for q, c in enumerate(p)))
+        assert challenge.joint(outputs)[run].tolist() == list(best)
+    twice = torch.tensor([[[3.0, 2.0], [2.0, 0.0]]])  # both look like class 0, the second more surely so
+    assert challenge.independent(twice).tolist() == [[0, 0]]
+    assert challenge.joint(twice).tolist() == [[1, 0]]
+
+
+def test_a_joint_decision_needs_a_class_for_every_picture() -> None:
+    with pytest.raises(InputError, match="got 2 for 3"):
+        challenge.joint(torch.zeros(1, 3, 2))
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("run01/test/item01.png", "takes lines"),
+        ("run01/test/item01.png run01/training/class99.png", "its own run"),
+        ("run01/test/../../../secret.png run01/training/class01.png", "its own run"),
+        ("run02/test/item01.png run01/training/class01.png", "its own run"),
+        ("", "at least one"),
+    ],
+)
+def test_labels_that_name_no_picture_of_their_run_are_told(tmp_path: Path, line: str, told: str) -> None:
+    write_run(tmp_path / "run01", [(0, 0)])
+    (tmp_path / "run01" / "class_labels.txt").write_text(line + "\n")
+    with pytest.raises(InputError, match=told):
+        challenge.read_runs(tmp_path, 28)
+
+
+def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="got none in"):
+        challenge.read_runs(tmp_path, 28)
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    alphabets = {"Greek": 22, "Hebrew": 21, "Latin": 5, "Tagalog": 24}
+    monkeypatch.setitem(omniglot.DIGESTS, "images_background", archive(tmp_path, alphabets, drawers=4))
+    write_pool(
+        omniglot.build(OmniglotOptions(35, False, []), str(tmp_path)),
+        SplitsSection([], [], ["Greek", "Hebrew", "Latin"], {}),
+        "omniglot",
+        "x",
+        tmp_path / "pool",
+    )
+    return open_pool(tmp_path / "pool")
+
+
+def test_the_look_alike_has_the_challenges_protocol(tmp_path: Path, pool: Pool) -> None:
+    """One alphabet a run, every class once, one drawer for what is known and another for what is asked, none from outside the split."""
+    challenge.write_lookalike(pool, "test", 4, 0, tmp_path / "runs")
+    runs = challenge.read_runs(tmp_path / "runs", 35)
+    stored = torch.from_numpy(np.array(pool.inputs)).float() / 255
+
+    def item(picture: torch.Tensor) -> int:
+        gaps = (stored - picture[0]).abs().amax((1, 2))
+        assert gaps.min() <= 1.5 / 255
+        return int(gaps.argmin())
+
+    for known, asked, truth in zip(runs.known, runs.asked, runs.truth.numpy(), strict=True):
+        of, other = [item(p) for p in known], [item(p) for p in asked]
+        classes = np.searchsorted(pool.first, of, side="right") - 1
+        assert (np.searchsorted(pool.first, other, side="right") - 1)[np.argsort(truth)].tolist() == classes.tolist()
+        assert len({pool.groups[c] for c in classes}) == 1 and set(classes) <= set(pool.split("test")) and len(set(classes)) == 20
+        first, second = {i - pool.first[c] for i, c in zip(of, classes, strict=True)}, {i - pool.first[c] for i, c in zip(other, classes[truth], strict=True)}
+        assert len(first) == len(second) == 1 and first != second
+        assert sorted(truth.tolist()) == list(range(20)) != truth.tolist()
+
+
+def test_the_look_alike_is_the_same_every_time(tmp_path: Path, pool: Pool) -> None:
+    for folder in ("a", "b"):
+        challenge.write_lookalike(pool, "test", 2, 0, tmp_path / folder)
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert len(files) == 2 * 41
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+
+
+def test_a_split_without_a_large_alphabet_makes_no_look_alike(tmp_path: Path, pool: Pool) -> None:
+    with pytest.raises(InputError, match="an alphabet of 20 characters"):
+        challenge.write_lookalike(pool, "val", 2, 0, tmp_path / "runs")
