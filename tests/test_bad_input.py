@@ -30,7 +30,7 @@ BAD = {
     "a ridge that is not positive": ["learner=ridge", "learner.options.ridge=-1"],
     "parts that do not divide": ["trainer.accumulate=3"],
     "shares beyond one": ["experiment=sinusoid", "domain.splits.shares.test=1.5"],
-    "a length below zero": ["learner=maml", "learner.options.length=-1"],
+    "a scale below zero": ["learner=maml", "learner.options.scale=-1"],
     "a challenge that is no folder": ["domain=omniglot", "evaluation.challenge=/nowhere/runs"],
     "a look-alike without original drawings": ["evaluation.challenge=lookalike"],
     "a challenge of values": ["experiment=sinusoid", "evaluation.challenge=lookalike"],

@@ -89,9 +89,12 @@ class FusedLearner(Learner):
         """Take gradient steps on the mixture's support loss, every member by its own rule."""
         members: list[Maml] = self._members()  # type: ignore[assignment]
         outer = torch.is_grad_enabled()
-        tasks = support.x.shape[0]
         second_order = outer and not all(m.first_order() for m in members)
-        weights = {f"{i}/{k}": v for i, m in enumerate(members) for k, v in m.start(tasks, support.way).items()}
+        weights = {
+            f"{i}/{k}": v
+            for i, (m, x) in enumerate(zip(members, self.split(support.x), strict=True))
+            for k, v in m.start(Examples(x, support.y, support.way)).items()
+        }
         memories = [m.memory(_own(weights, i)) for i, m in enumerate(members)]
         for index in range(max(m.steps() for m in members)):
             with torch.enable_grad():

@@ -1,5 +1,6 @@
 """Gradient-based learners: one inner loop of gradient steps on task-batched weights, shared by the whole MAML line."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from components.descent import descend
 from components.gradients import conjugate_gradients, given, recomputed
-from components.learners.learner import Adapted, Learner
+from components.learners.learner import Adapted, Learner, class_means
 from components.learners.options import ImamlOptions, InnerOptions
 from components.networks import Mlp, channels_last, statistics
 from components.tasks import Examples, TaskBatch
@@ -17,13 +18,16 @@ from components.tasks import Examples, TaskBatch
 class Maml(Learner):
     """Model-agnostic meta-learning (Finn et al. 2017, arXiv:1703.03400, Alg. 2), second order, or first order (sec. 5.2).
 
-    theta is the backbone and the head's start; meta-training tunes it, adaptation moves a copy of it for each task. One learned vector
-    starts the head of every class (Ye and Chao 2022, arXiv:2106.16245, sec. 5), so any number of ways can be adapted to.
+    theta is the backbone and the head's start; meta-training tunes it, adaptation moves a copy of it for each task. Any number of ways
+    can be adapted to: where classes are told apart and `scale` is above 0, the head starts at the class means of the support and compares
+    directions, as the base does (Triantafillou et al. 2020, arXiv:1903.03096, sec. 3, "Proto-MAML", with cosines); else one learned vector
+    starts the head of every class (Ye and Chao 2022, arXiv:2106.16245, sec. 5).
 
     Subclasses change what moves (`start`), how it is read (`outputs`), and how a step is made (`step`, with a `memory` of its own).
     """
 
     theta_fixed = False
+    theta_meta: tuple[str, ...] = ("log_scale",)
     plain = True  # the step is gradient descent at a fixed rate on the support loss, through the whole network
 
     def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
@@ -36,23 +40,36 @@ class Maml(Learner):
         self.tasks_at_once = int(backbone.tasks_at_once)  # type: ignore[arg-type]
 
     def started(self) -> None:
-        """Values have one output: a head of zeros would leave the backbone without a gradient."""
-        if self.objective.name != "cross_entropy" and not self.head.any():
+        """Take the head's start that the objective asks for."""
+        if self.from_means():
+            if not hasattr(self, "log_scale"):
+                del self.head, self.head_bias
+                self.log_scale = nn.Parameter(torch.tensor(math.log(self.options.scale)))
+        elif self.objective.name != "cross_entropy" and not self.head.any():
+            # Values have one output: a head of zeros would leave the backbone without a gradient.
             nn.init.normal_(self.head, std=len(self.head) ** -0.5)
+
+    def from_means(self) -> bool:
+        """Tell whether the head starts at the class means and reads directions."""
+        return self.options.scale > 0 and self.objective.name == "cross_entropy"
 
     def train(self, mode: bool = True) -> "Maml":
         super().train(mode)
         statistics(self.backbone, self.options.norm, mode)
         return self
 
-    def start(self, tasks: int, way: int) -> Adapted:
+    def start(self, support: Examples) -> Adapted:
         """Return what adaptation moves, for each task: every tensor with leading dimension T, the head with one row a class."""
-        weights = {name: p.expand(tasks, *p.shape) for name, p in self.backbone.named_parameters()}
-        return weights | self.head_for(tasks, way)
+        weights = {name: p.expand(len(support.y), *p.shape) for name, p in self.backbone.named_parameters()}
+        return weights | self.head_for(weights, support)
 
-    def head_for(self, tasks: int, way: int) -> Adapted:
-        rows = self.objective.outputs(way)
-        return {"head": self.head.expand(tasks, rows, -1), "head_bias": self.head_bias.expand(tasks, rows)}
+    def head_for(self, weights: Adapted, support: Examples) -> Adapted:
+        tasks, rows = len(support.y), self.objective.outputs(support.way)
+        if not self.from_means():
+            return {"head": self.head.expand(tasks, rows, -1), "head_bias": self.head_bias.expand(tasks, rows)}
+        means = class_means(F.normalize(self.features(weights, support.x, 0), dim=-1), support.y, support.way)
+        head = F.normalize(means, dim=-1) * (self.log_scale / 2).exp()
+        return {"head": head, "head_bias": torch.zeros_like(head[..., 0])}
 
     def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         """Return features [T, N, dim] of x [T, N, ...] after `index` inner steps."""
@@ -63,13 +80,9 @@ class Maml(Learner):
     def outputs(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         """Return outputs [T, N, out] of x [T, N, ...] under each task's own weights after `index` inner steps."""
         features = self.features(weights, x, index)
-        if self.directions():
-            features = F.normalize(features, dim=-1) * self.options.length
+        if self.from_means():
+            features = F.normalize(features, dim=-1) * (self.log_scale / 2).exp()
         return torch.baddbmm(weights["head_bias"].unsqueeze(1), features, weights["head"].transpose(1, 2))
-
-    def directions(self) -> bool:
-        """Tell whether the head reads directions of features, all of one length."""
-        return self.options.length > 0 and self.objective.name == "cross_entropy"
 
     def inner_loss(self, weights: Adapted, support: Examples, index: int) -> Tensor:
         """Return each task's support loss [T]."""
@@ -96,7 +109,7 @@ class Maml(Learner):
 
     def descend(self, weights: Adapted, memory: Adapted, support: Examples, steps: range, graph: bool) -> tuple[Adapted, Adapted]:
         """Take inner steps; with `graph`, later gradients see through them."""
-        by_hand = self.plain and isinstance(self.backbone, Mlp) and self.objective.slope is not None and not self.directions()
+        by_hand = self.plain and isinstance(self.backbone, Mlp) and self.objective.slope is not None and not self.from_means()
         if by_hand and not support.x.requires_grad:
             return self._descend_by_hand(weights, support, steps, graph), memory
         for index in steps:
@@ -122,7 +135,7 @@ class Maml(Learner):
         return self.options.inner_steps if self.training else self.options.test_steps
 
     def adapt_features(self, support: Examples) -> Adapted:
-        weights = self.start(support.x.shape[0], support.way)
+        weights = self.start(support)
         graph = torch.is_grad_enabled()
         if graph and self.checkpoint_inner:
             return self._descend_in_segments(weights, support)
@@ -154,6 +167,7 @@ class Maml(Learner):
 class Anil(Maml):
     """Almost no inner loop (Raghu et al. 2020, arXiv:1909.09157, sec. 4): only the head moves, the backbone encodes for all tasks."""
 
+    encodes = True
     plain = False
 
     def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
@@ -164,8 +178,8 @@ class Anil(Maml):
         features: Tensor = self.backbone(channels_last(x))
         return features
 
-    def start(self, tasks: int, way: int) -> Adapted:
-        return self.head_for(tasks, way)
+    def start(self, support: Examples) -> Adapted:
+        return self.head_for({}, support)
 
     def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         return x
@@ -174,19 +188,21 @@ class Anil(Maml):
 class Reptile(Maml):
     """Reptile (Nichol et al. 2018, arXiv:1803.02999, Alg. 1, batched): theta moves towards the weights adapted to all of a task's examples.
 
-    Its meta-gradient is theta - phi, the mean over tasks (and over the rows of the head, which share one start): with plain gradient
-    descent at rate epsilon the update is theta + epsilon (phi - theta), as in the paper.
+    Its meta-gradient is theta - phi, the mean over tasks (and over the rows of the head, where they share one start): with plain gradient
+    descent at rate epsilon the update is theta + epsilon (phi - theta), as in the paper. A head that starts at class means passes its
+    part on to the features that made them.
     """
 
     def meta_loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = (torch.cat([getattr(e, part) for e in (batch.support, batch.query)], 1) for part in ("x", "y"))
         everything = Examples(x, y, batch.support.way)
         tasks = batch.query.y.shape[0]
-        theta = self.start(tasks, batch.support.way)
+        theta = self.start(everything)
         with torch.no_grad():
             phi = self.adapt_features(everything)
             loss, metrics = self.objective.loss_and_metrics(self.outputs(phi, batch.query.x, self.steps()), batch.query.y)
-            rows = {name: w.shape[1] if name.startswith("head") else 1 for name, w in theta.items()}
+            shared = not self.from_means()
+            rows = {name: w.shape[1] if shared and name.startswith("head") else 1 for name, w in theta.items()}
             gradients = [(w - phi[name]) / (tasks * rows[name]) for name, w in theta.items()]
         return given(loss, list(theta.values()), gradients), metrics
 
@@ -203,12 +219,12 @@ class Imaml(Maml):
     options: ImamlOptions
 
     def inner_loss(self, weights: Adapted, support: Examples, index: int) -> Tensor:
-        theta = self.start(support.x.shape[0], support.way)
+        theta = self.start(support)
         away = torch.stack([(w - theta[n]).flatten(1).square().sum(1) for n, w in weights.items()]).sum(0)
         return super().inner_loss(weights, support, index) + 0.5 * self.options.proximal * away
 
     def meta_loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        theta = self.start(batch.query.y.shape[0], batch.support.way)
+        theta = self.start(batch.support)
         with torch.no_grad():
             phi = self.adapt_features(batch.support)
         with torch.enable_grad():

@@ -23,6 +23,7 @@ class Learner(nn.Module):
 
     theta_meta: tuple[str, ...] = ()
     theta_fixed: bool = True
+    encodes: bool = False  # one encoder serves all tasks
     centroids: bool = False  # adapts by one mean feature a class, compared by cosine
     tasks_at_once: int = 1_000_000
     temperature: Tensor
@@ -50,16 +51,16 @@ class Learner(nn.Module):
 
     def adapt(self, support: Examples) -> Adapted:
         """Adapt to T support sets of inputs: support.x [T, S, ...], support.y [T, S]."""
-        return self.adapt_features(Examples(self._encode_tasks(support.x), support.y, support.way))
+        return self.adapt_features(Examples(self.encode_tasks(support.x), support.y, support.way))
 
     def predict(self, adapted: Adapted, query_x: Tensor) -> Tensor:
         """Return calibrated outputs [T, Q, out] for query inputs [T, Q, ...]."""
-        return self.predict_features(adapted, self._encode_tasks(query_x)) / self.temperature
+        return self.predict_features(adapted, self.encode_tasks(query_x)) / self.temperature
 
     def forward(self, batch: TaskBatch) -> Tensor:
         """Return uncalibrated outputs [T, Q, out]; support and query are encoded in one pass."""
         shots = batch.support.x.shape[1]
-        features = self._encode_tasks(torch.cat([batch.support.x, batch.query.x], 1))
+        features = self.encode_tasks(torch.cat([batch.support.x, batch.query.x], 1))
         support = Examples(features[:, :shots], batch.support.y, batch.support.way)
         return self.predict_features(self.adapt_features(support), features[:, shots:])
 
@@ -73,13 +74,16 @@ class Learner(nn.Module):
         meta = [n for n in names if n.startswith(self.theta_meta)] if self.theta_meta else []
         return {"theta": [n for n in names if n not in meta], "theta_meta": meta}
 
-    def _encode_tasks(self, x: Tensor) -> Tensor:
+    def encode_tasks(self, x: Tensor) -> Tensor:
+        """Encode the inputs of T tasks: x [T, N, ...] -> [T, N, ...]."""
         features = self.encode(x.flatten(0, 1))
         return features.reshape(*x.shape[:2], *features.shape[1:])
 
 
 class Encoding(Learner):
     """A learner whose backbone encodes every item alike; what a task changes comes after it. `norm` is `running` or `meta_batch`."""
+
+    encodes = True
 
     def __init__(self, backbone: nn.Module, norm: str) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from components.learners.gradient import Maml
 from components.learners.learner import Adapted
 from components.learners.options import AlfaOptions, InnerOptions, LstmOptions, MamlPlusPlusOptions
-from components.tasks import TaskBatch
+from components.tasks import Examples, TaskBatch
 
 
 def shapes_of(backbone: nn.Module, dim: int) -> dict[str, torch.Size]:
@@ -31,7 +31,7 @@ class LearnedRule(Maml):
 class MetaSgd(LearnedRule):
     """Meta-SGD (Li et al. 2017, arXiv:1707.09835, Alg. 1): a learned rate for every parameter; the rates are theta_meta."""
 
-    theta_meta = ("rates.",)
+    theta_meta = ("log_scale", "rates.")
 
     def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
         super().__init__(backbone, dim, options)
@@ -49,7 +49,7 @@ class MamlPlusPlus(Maml):
     gradients for the first `annealing` part of training. Steps beyond those trained use the last step's values.
     """
 
-    theta_meta = ("rates.", "norms.")
+    theta_meta = ("log_scale", "rates.", "norms.")
     plain = False
     options: MamlPlusPlusOptions
 
@@ -81,8 +81,8 @@ class MamlPlusPlus(Maml):
             for name, into in [*self.norms.items(), *((n.removeprefix("step/"), b) for n, b in self.named_buffers() if n.startswith("step/"))]:
                 into.copy_(state[name.replace("/", ".")].expand_as(into))
 
-    def start(self, tasks: int, way: int) -> Adapted:
-        return {n: w for n, w in super().start(tasks, way).items() if key(n) not in self.norms}
+    def start(self, support: Examples) -> Adapted:
+        return {n: w for n, w in super().start(support).items() if key(n) not in self.norms}
 
     def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         if not self.norms:
@@ -114,7 +114,7 @@ class MamlPlusPlus(Maml):
     def meta_loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.options.multi_step_loss or self.options.inner_steps < 2 or self.progress >= 1 / 3:
             return super().meta_loss(batch)
-        weights = self.start(batch.query.y.shape[0], batch.support.way)
+        weights = self.start(batch.support)
         memory, total = self.memory(weights), torch.zeros(())
         metrics: dict[str, Tensor] = {}
         for index, share in enumerate(self.step_weights()):
@@ -131,7 +131,7 @@ class MetaCurvature(LearnedRule):
     the head, whose number of rows varies, along its features. The matrices start as identities: the first step is MAML's.
     """
 
-    theta_meta = ("curvature.",)
+    theta_meta = ("log_scale", "curvature.")
 
     def __init__(self, backbone: nn.Module, dim: int, options: InnerOptions) -> None:
         super().__init__(backbone, dim, options)
@@ -167,7 +167,7 @@ class Alfa(LearnedRule):
     w <- beta w - alpha g. Its last layer starts at zero, where alpha is `inner_lr` and beta 1: the first step is MAML's.
     """
 
-    theta_meta = ("generator.",)
+    theta_meta = ("log_scale", "generator.")
 
     def __init__(self, backbone: nn.Module, dim: int, options: AlfaOptions) -> None:
         super().__init__(backbone, dim, options)
@@ -196,7 +196,7 @@ class LstmLearner(LearnedRule):
     app. A) and as constants (sec. 3.3 of the former). The gates start at f near 1 and i near `inner_lr`. theta is the learned start c_0.
     """
 
-    theta_meta = ("gates.",)
+    theta_meta = ("log_scale", "gates.")
 
     def __init__(self, backbone: nn.Module, dim: int, options: LstmOptions) -> None:
         super().__init__(backbone, dim, options)
