@@ -152,6 +152,18 @@ def test_an_lstm_gate_that_forgets_nothing_and_writes_at_a_rate_is_gradient_desc
         assert torch.allclose(b[name], value, rtol=1e-9), name
 
 
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_a_task_adapts_alike_with_and_without_the_outer_graph(name: str, scale: float) -> None:
+    learner, batch = smooth(name, scale=scale), vectors()
+    with torch.enable_grad():
+        seen = learner.adapt(batch.support)
+    with torch.no_grad():
+        unseen = learner.adapt(batch.support)
+    for key, value in seen.items():
+        assert torch.allclose(unseen[key], value, rtol=1e-9), f"{key}: an inner step moves each tensor by its own part of the gradient"
+
+
 def test_adapting_with_zero_steps_changes_nothing() -> None:
     for name in SECOND_ORDER:
         learner = smooth(name, inner_steps=0, test_steps=0)

@@ -60,16 +60,21 @@ class Maml(Learner):
 
     def start(self, support: Examples) -> Adapted:
         """Return what adaptation moves, for each task: every tensor with leading dimension T, the head with one row a class."""
-        weights = {name: p.expand(len(support.y), *p.shape) for name, p in self.backbone.named_parameters()}
-        return weights | self.head_for(weights, support)
+        return self.body(len(support.y)) | self.head_for(support)
 
-    def head_for(self, weights: Adapted, support: Examples) -> Adapted:
+    def body(self, tasks: int) -> Adapted:
+        """Return each task's own copy of theta without the head."""
+        return {name: p.expand(tasks, *p.shape) for name, p in self.backbone.named_parameters()}
+
+    def head_for(self, support: Examples) -> Adapted:
         tasks, rows = len(support.y), self.objective.outputs(support.way)
         if not self.from_means():
             return {"head": self.head.expand(tasks, rows, -1), "head_bias": self.head_bias.expand(tasks, rows)}
-        means = class_means(F.normalize(self.features(weights, support.x, 0), dim=-1), support.y, support.way)
+        # Copies of their own: an inner step moves head and body side by side, not the body through the head.
+        features = self.features(self.body(tasks), support.x, 0)
+        means = class_means(F.normalize(features, dim=-1), support.y, support.way)
         head = F.normalize(means, dim=-1) * (self.log_scale / 2).exp()
-        return {"head": head, "head_bias": torch.zeros_like(head[..., 0])}
+        return {"head": head, "head_bias": torch.zeros_like(head[..., 0]).requires_grad_()}
 
     def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         """Return features [T, N, dim] of x [T, N, ...] after `index` inner steps."""
@@ -178,8 +183,8 @@ class Anil(Maml):
         features: Tensor = self.backbone(channels_last(x))
         return features
 
-    def start(self, support: Examples) -> Adapted:
-        return self.head_for({}, support)
+    def body(self, tasks: int) -> Adapted:
+        return {}
 
     def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         return x

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from components.learners.gradient import Maml
 from components.learners.learner import Adapted
 from components.learners.options import AlfaOptions, InnerOptions, LstmOptions, MamlPlusPlusOptions
-from components.tasks import Examples, TaskBatch
+from components.tasks import TaskBatch
 
 
 def shapes_of(backbone: nn.Module, dim: int) -> dict[str, torch.Size]:
@@ -81,8 +81,8 @@ class MamlPlusPlus(Maml):
             for name, into in [*self.norms.items(), *((n.removeprefix("step/"), b) for n, b in self.named_buffers() if n.startswith("step/"))]:
                 into.copy_(state[name.replace("/", ".")].expand_as(into))
 
-    def start(self, support: Examples) -> Adapted:
-        return {n: w for n, w in super().start(support).items() if key(n) not in self.norms}
+    def body(self, tasks: int) -> Adapted:
+        return {n: w for n, w in super().body(tasks).items() if key(n) not in self.norms}
 
     def features(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
         if not self.norms:
