@@ -171,17 +171,19 @@ def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:
 
 
 def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
-    from flows import tracking
+    from flows import sweeps, tracking
 
     points = grid(overrides)
     experiment = tracking.open_store(config.load(points[0]).registry.model)
-    failed = []
+    done, failed = [], []
     with tracking.run(experiment, f"sweep of {len(points)}", {"stage": "sweep", "overrides": " ".join(overrides)}) as sweep:
         for number, point in enumerate(points, 1):
             print(f"sweep {number}/{len(points)}: {' '.join(point)}", file=sys.stderr, flush=True)
             try:
-                retrain(point, sweep=sweep)
+                done.append(sweeps.Point(point, retrain(point, sweep=sweep)))
             except Exception as error:
                 failed.append(f"{' '.join(point)}: {error}")
+        if done:
+            sweeps.publish(done, sweep)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(points)} runs failed: {'; '.join(failed)}")

@@ -65,7 +65,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     gaps = differences(evaluation, settings)
     console = Console() if sys.stdout.isatty() else Console(width=140)  # a log has no width of its own
     title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks"
-    console.print(_table(title, header, body), _table("paired differences", ["difference", *settings], gaps))
+    console.print(framed(title, header, body), framed("paired differences", ["difference", *settings], gaps))
     ran = [f"{r.name} ({r.seconds:.0f} s)" for r in refs if not r.cached]
     cached = [r.name for r in refs if r.cached]
     console.print(f"data: {pool.domain} {pool.md5} ({pool.how})", highlight=False, soft_wrap=True)
@@ -85,7 +85,8 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     }
 
 
-def _table(title: str, header: list[str], body: list[list[str]]) -> Table:
+def framed(title: str, header: list[str], body: list[list[str]]) -> Table:
+    """Return a table for the terminal, the best measured learner in bold."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)

@@ -61,7 +61,8 @@ def retrain(overrides: list[str] | None = None, preset: list[str] | None = None,
         ours = models[contender(plan)]
         artifacts.headline(line, models, ours.name, evaluation)
         decision = promotion.promote(line, pool, ours, evaluation, outside)
-        return report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)
+        told = report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)
+        return told | {"judged": ours.name, "seconds": ours.seconds, "evaluation": evaluation.path, "metrics": evaluation.metrics}
 
 
 if __name__ == "__main__":
