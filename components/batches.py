@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from components.contracts import AugmentSection
+from components.contracts import AugmentSection, RecipeSection, require
 from components.domains import images
 from components.domains.pool import Pool
 from components.draws import below, bits, key_of, seed_of
-from components.tasks import Examples, TaskBatch
+from components.tasks import Examples, Lesson, TaskBatch
 from components.tasksets import TaskTable
 
 SHARD = 32  # items of the base batch that share one generator, and go to one process together
@@ -54,25 +54,83 @@ def bent(x: Tensor, options: AugmentSection, each: int, seeds: Iterable[int]) ->
 
 
 class TaskBatches:
-    """Tasks of the training table in order, again from the start when it ends; pictures bent anew each time."""
+    """Tasks of the training table in order, again from the start when it ends; pictures bent anew each time.
 
-    def __init__(self, pool: Pool, table: TaskTable, per_step: int, seed: int, augment: AugmentSection) -> None:
-        self.pool, self.table, self.per_step, self.seed, self.options = pool, table, per_step, seed, augment
+    With `turns`, each class of a task is turned by a draw of its own: characters turned or mirrored are further classes.
+    """
+
+    def __init__(self, pool: Pool, table: TaskTable, per_step: int, seed: int, augment: AugmentSection, turns: int = 1) -> None:
+        self.pool, self.table, self.per_step, self.seed, self.options, self.turns = pool, table, per_step, seed, augment, turns
 
     def __call__(self, step: int, rank: int, world: int) -> TaskBatch:
         """Return the tasks i of step `step` with i mod world = rank."""
+        numbers, rows = self._numbers(step, rank, world)
+        support, query = self._examples(numbers, self.table.support[rows], self.table.query[rows])
+        return TaskBatch(support, query)
+
+    def _numbers(self, step: int, rank: int, world: int) -> tuple[range, np.ndarray]:
+        """Return the tasks' numbers and their rows in the table."""
         numbers = range(step * self.per_step + rank, (step + 1) * self.per_step, world)
-        rows = np.array([n % len(self.table) for n in numbers])
-        items = np.concatenate([part[rows].reshape(len(rows), -1) for part in (self.table.support, self.table.query)], 1)
-        x = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[items])))
-        x = bent(x.flatten(0, 1), self.options, items.shape[1], (seed_of(self.seed, "task augment", n) for n in numbers)).reshape(x.shape)
-        (way, shot), query = self.table.support.shape[1:], self.table.query.shape[2]
+        return numbers, np.array([n % len(self.table) for n in numbers])
+
+    def _examples(self, numbers: range, *items: np.ndarray) -> list[Examples]:
+        """Gather tasks from tables of items, each [T, way, n], every item bent by its task's own draws."""
+        way, sizes = items[0].shape[1], [part.shape[2] for part in items]
+        flat = np.concatenate([part.reshape(len(part), -1) for part in items], 1)
+        x = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[flat])))
+        if self.turns > 1 and x.ndim == 5:
+            drawn = np.stack([below(bits(key_of(self.seed, "task turns", n), np.arange(way, dtype=np.uint64)), self.turns) for n in numbers])
+            own = np.concatenate([drawn.repeat(n, 1) for n in sizes], 1).astype(np.int64)
+            x = images.turn(x.flatten(0, 1), torch.from_numpy(own).flatten()).reshape(x.shape)
+        x = bent(x.flatten(0, 1), self.options, flat.shape[1], (seed_of(self.seed, "task augment", n) for n in numbers)).reshape(x.shape)
         if self.pool.targets is None:
-            y = torch.cat([torch.arange(way).repeat_interleave(n) for n in (shot, query)]).expand(len(rows), -1)
+            y = torch.cat([torch.arange(way).repeat_interleave(n) for n in sizes]).expand(len(flat), -1)
         else:
-            y = torch.from_numpy(np.ascontiguousarray(self.pool.targets[items]))
-        cut = way * shot
-        return TaskBatch(Examples(x[:, :cut], y[:, :cut], way), Examples(x[:, cut:], y[:, cut:], way))
+            y = torch.from_numpy(np.ascontiguousarray(self.pool.targets[flat]))
+        cuts = [way * n for n in sizes]
+        return [Examples(*part, way) for part in zip(torch.split(x, cuts, 1), torch.split(y, cuts, 1), strict=True)]
+
+
+def check_shots(pool: Pool, shot: int, query: int, more: int) -> None:
+    """Raise InputError where a training class is too small for a task and the `more` examples of it that a teacher gets besides."""
+    needed, least = shot + query + more, int(pool.counts[pool.split("train")].min())
+    require(
+        needed <= least,
+        f"student.recipe.teacher_shots={more} needs {needed} examples a class, but one of the training classes has {least}. Lower it, or tasks.query.",
+    )
+
+
+class LessonBatches(TaskBatches):
+    """Training tasks with what a teacher has besides: `more` further examples a class, clean ones where the student's are noisy, loose inputs."""
+
+    def __init__(self, pool: Pool, table: TaskTable, per_step: int, seed: int, augment: AugmentSection, recipe: RecipeSection, turns: int = 1) -> None:
+        super().__init__(pool, table, per_step, seed, augment, turns)
+        self.more, self.noise, self.unlabelled = recipe.teacher_shots, recipe.noise, recipe.unlabelled
+        self.items = pool.items(pool.split("train"))
+        check_shots(pool, table.support.shape[2], table.query.shape[2], self.more)
+
+    def __call__(self, step: int, rank: int, world: int) -> Lesson:
+        numbers, rows = self._numbers(step, rank, world)
+        classes, support, query = (part[rows] for part in (self.table.classes, self.table.support, self.table.query))
+        more = np.stack([self._more(n, *task) for n, task in zip(numbers, zip(classes, support, query, strict=True), strict=True)])
+        own, asked, further = self._examples(numbers, support, query, more)
+        taught = Examples(torch.cat([own.x, further.x], 1), torch.cat([own.y, further.y], 1), own.way)
+        if self.noise > 0:
+            random = torch.stack([torch.randn(own.x.shape[1:], generator=torch.Generator().manual_seed(seed_of(self.seed, "noise", n))) for n in numbers])
+            own = Examples(own.x + self.noise * random, own.y, own.way)
+        loose = [below(bits(key_of(self.seed, "unlabelled", n), np.arange(self.unlabelled, dtype=np.uint64)), len(self.items)) for n in numbers]
+        inputs = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[self.items[np.stack(loose).astype(np.int64)]])))
+        return Lesson(own, asked, taught, inputs)
+
+    def _more(self, number: int, classes: np.ndarray, support: np.ndarray, query: np.ndarray) -> np.ndarray:
+        """Return `more` items [way, more] of each class of a task that are in neither its support nor its query."""
+        rows = []
+        for place, cls in enumerate(classes):
+            own = np.arange(self.pool.first[cls], self.pool.first[cls] + self.pool.counts[cls])
+            free = np.setdiff1d(own, np.concatenate([support[place], query[place]]), assume_unique=True)
+            order = np.argsort(bits(key_of(self.seed, "more shots", number, place), np.arange(len(free), dtype=np.uint64)))
+            rows.append(free[order[: self.more]])
+        return np.stack(rows)
 
 
 class Epochs(IterableDataset):  # type: ignore[type-arg]

@@ -1,16 +1,12 @@
-"""What crosses the boundaries: typed config sections in, frozen references out, and the fingerprint that names every result.
+"""What crosses the boundaries: typed config sections in, frozen references out.
 
 Standard library only. Sections carry no defaults: every value lives in conf/, once.
 """
 
 import dataclasses
 import hashlib
-import json
-import types
-import typing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 SPLITS = ("train", "val", "gate", "test")
 Within = Literal["group", "all"]
@@ -97,7 +93,10 @@ class DomainSection:
 
 @dataclass
 class TasksSection:
-    """Training and validation tasks. Settings of the final tasks stand in EvaluationSection."""
+    """Training and validation tasks. Settings of the final tasks stand in EvaluationSection.
+
+    `turns`: pictures of training tasks are turned (1: never, 4: by quarters, 8: mirrored too), each class of a task by a draw of its own.
+    """
 
     way: int
     shot: int
@@ -105,8 +104,10 @@ class TasksSection:
     within: Within
     train: int
     val: int
+    turns: int
 
     def __post_init__(self) -> None:
+        require(self.turns in (1, 2, 4, 8), f"tasks.turns must be 1, 2, 4 or 8 (quarter turns and mirrors), got {self.turns}. Use 1 for none.")
         require(self.way >= 1, f"tasks.way must be at least 2, or 1 where tasks have values to predict, got {self.way}.")
         positive(**{f"tasks.{name}": getattr(self, name) for name in ("shot", "query", "train", "val")})
 
@@ -191,8 +192,40 @@ class LearnerSection:
 
 
 @dataclass
+class RecipeSection:
+    """What a student learns from its teachers; 0 switches a part off.
+
+    `soft_weight` mixes the teachers' outputs at `temperature` (1) with the tasks' own labels (0). Added to that: `class_weight` times soft
+    outputs over the training classes, `feature_weight` times features, `relation_weight` times distances within a task. The teachers
+    adapt to `teacher_shots` more examples a class than the student, whose own are blurred by `noise` (standard deviation, inputs in [0, 1]);
+    `unlabelled` further inputs a task are answered by both.
+    """
+
+    temperature: float
+    soft_weight: float
+    class_weight: float
+    feature_weight: float
+    relation_weight: float
+    teacher_shots: int
+    noise: float
+    unlabelled: int
+
+    def __post_init__(self) -> None:
+        positive(**{"student.recipe.temperature": self.temperature})
+        require(0 <= self.soft_weight <= 1, f"student.recipe.soft_weight must lie in [0, 1], got {self.soft_weight}. It mixes teacher and labels.")
+        for name in ("class_weight", "feature_weight", "relation_weight", "teacher_shots", "noise", "unlabelled"):
+            value = getattr(self, name)
+            require(value >= 0, f"student.recipe.{name} must be at least 0, got {value}. Set 0 to switch it off.")
+
+
+@dataclass
 class StudentSection:
-    """Distilled students: student i has `widths[i]` and its own seed."""
+    """Distilled students: student i has `widths[i]` and its own seed, or, with `same_start`, `widths[0]` and one initialisation for all.
+
+    `teacher`: teacher, base or models:/<name>@<alias>, several joined by `+`. `generations`: how often a student is taught anew, each time
+    by the one before it (Furlanello et al. 2018, arXiv:1805.04770). `sweep`: changes of the recipe; where there are any, the recipe
+    and each change of it train a student of `widths[0]` for `sweep_steps`, and validation tasks choose the recipe of all students.
+    """
 
     count: int
     teacher: str
@@ -200,32 +233,70 @@ class StudentSection:
     widths: list[list[int]]
     pool: list[bool]
     head: Literal["flatten", "average"]
-    temperature: float
-    soft_weight: float
+    same_start: bool
+    generations: int
+    recipe: RecipeSection
+    sweep: list[dict[str, float]]
+    sweep_steps: int
 
     def __post_init__(self) -> None:
-        require(0 <= self.count <= len(self.widths), f"student.count needs 0 to {len(self.widths)} (student.widths has that many rows), got {self.count}.")
-        positive(**{"student.temperature": self.temperature})
-        require(0 <= self.soft_weight <= 1, f"student.soft_weight must lie in [0, 1], got {self.soft_weight}. It mixes teacher and labels.")
+        rows = len(self.widths)
         require(
-            self.teacher in ("teacher", "base") or self.teacher.startswith("models:/"),
-            f"student.teacher must be teacher, base or models:/<name>@<alias>, got {self.teacher!r}. Use student.teacher=teacher.",
+            self.count >= 0 and (self.count <= rows or self.same_start),
+            f"student.count needs 0 to {rows} (student.widths has that many rows), got {self.count}. Add widths.",
         )
+        positive(**{"student.generations": self.generations, "student.sweep_steps": self.sweep_steps})
+        each = self.learner.fit.epoch_steps
+        require(
+            not self.sweep or self.sweep_steps % each == 0,
+            f"student.sweep_steps must be a multiple of student.learner.fit.epoch_steps={each}, got {self.sweep_steps}. Change one of them.",
+        )
+        for one in self.teachers():
+            require(
+                one in ("teacher", "base") or one.startswith("models:/"),
+                f"student.teacher must be teacher, base or models:/<name>@<alias>, several joined by +, got {one!r}. Use student.teacher=teacher.",
+            )
+        self.recipes()
+
+    def teachers(self) -> list[str]:
+        return self.teacher.split("+")
+
+    def recipes(self) -> dict[str, RecipeSection]:
+        """Return the recipes that compete, by name; none where there is no sweep. Raises InputError for a change of what a recipe does not have."""
+        known = [f.name for f in dataclasses.fields(RecipeSection)]
+        for key in (key for changes in self.sweep for key in changes):
+            require(key in known, f"student.sweep changes {key}, but a recipe has {', '.join(known)}. Use one of them.")
+        whole = ("teacher_shots", "unlabelled")
+        competing = {"-".join(f"{k}-{v:g}" for k, v in changes.items()): changes for changes in self.sweep}
+        return {
+            name: dataclasses.replace(self.recipe, **{k: int(v) if k in whole else v for k, v in changes.items()})  # type: ignore[arg-type]
+            for name, changes in ({"plain": {}, **competing} if self.sweep else {}).items()
+        }
 
     def backbone(self, index: int, teacher: BackboneSection) -> BackboneSection:
         """Return student i's backbone: of the teacher's kind, with its own widths."""
-        return BackboneSection(teacher.name, self.widths[index], self.pool, self.head, teacher.norm)
+        return BackboneSection(teacher.name, self.widths[0 if self.same_start else index], self.pool, self.head, teacher.norm)
 
 
 @dataclass
 class FusionSection:
-    mode: Literal["auto", "average", "weights", "concat", "joint"]
+    """How students become one learner.
+
+    `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base. `again`: whether one
+    more student, of `student.widths[0]` and by the students' recipe, is taught by the fused learner.
+    """
+
+    mode: Literal["auto", "average", "weights", "greedy", "conditioned", "concat", "whitened", "joint", "soup"]
     adapt: Literal["members", "joint"]
+    members: list[Literal["students", "teacher", "base"]]
+    again: bool
     fit: FitSection
     tasks_per_step: int
 
     def __post_init__(self) -> None:
         positive(**{"fusion.tasks_per_step": self.tasks_per_step})
+        once = len(set(self.members)) == len(self.members) > 0
+        require(once, f"fusion.members takes students, teacher and base, each at most once, got {self.members}. Use fusion.members=[students].")
 
 
 @dataclass
@@ -317,6 +388,7 @@ class Score:
 
 
 SCORES = {"accuracy": Score(100, 2, +1), "pairs": Score(100, 2, +1), "mse": Score(1, 4, -1)}
+OBJECTIVE_SCORES = {"cross_entropy": "accuracy", "squared_error": "mse", "ranking": "pairs"}
 
 
 @dataclass(frozen=True)
@@ -350,12 +422,14 @@ class FitJob:
     trainer: TrainerSection
     base: BaseSection | None = None
     learner: LearnerSection | None = None
-    student: StudentSection | None = None
+    recipe: RecipeSection | None = None
+    initial_seed: int | None = None  # of the initial weights, where it is not the fit's own
     start: str | None = None  # path of the learner to start from
-    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     tasks_per_step: int = 1
+    turns: int = 1  # of the training tasks' pictures
 
 
 def way_shot(setting: str) -> tuple[int, int]:
@@ -364,45 +438,3 @@ def way_shot(setting: str) -> tuple[int, int]:
     ok = way.isdigit() and rest.endswith("s") and rest[:-1].isdigit() and int(way) >= 1 and int(rest[:-1]) >= 1
     require(ok, f"evaluation.settings takes <way>w<shot>s with way >= 1 and shot >= 1, got {setting!r}. Use for example 5w1s.")
     return int(way), int(rest[:-1])
-
-
-def to_plain(value: Any) -> Any:
-    """Turn sections, references and paths into plain dicts, lists, strings and numbers."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(k): to_plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-T = TypeVar("T")
-
-
-def from_plain(kind: type[T], plain: Any) -> T:
-    """Rebuild a dataclass from `to_plain`'s output."""
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        inner = next(a for a in typing.get_args(kind) if a is not type(None))
-        return typing.cast(T, None) if plain is None else from_plain(inner, plain)
-    if origin in (list, tuple):
-        item = typing.get_args(kind)[0]
-        return typing.cast(T, origin(from_plain(item, v) for v in plain))
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return kind(**{k: from_plain(hints[k], v) for k, v in plain.items()})
-    return typing.cast(T, plain)
-
-
-def fingerprint(value: Any) -> str:
-    """Return sha256 (hex) of the canonical JSON of plain data: the same content gives the same name, whatever the order of keys."""
-    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested dicts to dotted keys: {"a": {"b": 1}} -> {"a.b": 1}. Lists stay whole."""
-    if not isinstance(plain, dict):
-        return {prefix: plain}
-    return {k: v for key, value in plain.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from components.domains.pool import Pool
 from components.learners.learner import Learner
@@ -89,9 +90,10 @@ def paired(a: Scores, b: Scores) -> tuple[np.ndarray, np.ndarray]:
     return a.score[:n] - b.score[:n], a.group[:n]
 
 
-def times(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str, float]:
-    """Return median seconds to adapt to one task and to predict its queries, from raw inputs, one task at a time."""
-    adapt, predict = [], []
+def cost(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str, float]:
+    """Return what one task costs from raw inputs on one core: median seconds to adapt and to predict, and floating-point operations of both."""
+    adapt, predict, threads = [], [], torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.no_grad():
         for row in range(min(tasks, len(validation.compact))):
             task = batch(validation.compact, np.array([row]), validation.items, validation.targets)
@@ -101,7 +103,10 @@ def times(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str
             learner.predict(adapted, task.query.x)
             predict.append(time.perf_counter() - middle)
             adapt.append(middle - begin)
-    return {"adapt/seconds": statistics.median(adapt), "predict/seconds": statistics.median(predict)}
+        with FlopCounterMode(display=False) as counter:
+            learner.predict(learner.adapt(task.support), task.query.x)
+    torch.set_num_threads(threads)
+    return {"adapt/seconds": statistics.median(adapt), "predict/seconds": statistics.median(predict), "flops": float(counter.get_total_flops())}
 
 
 def evaluate(
@@ -134,7 +139,7 @@ def evaluate(
             if scores.ece is not None:
                 metrics[f"{where}/ece"] = scores.ece
             if setting == settings[0] and split == "test":
-                metrics |= {f"{role}/{name}": value for name, value in times(learners[role], validation).items()}
+                metrics |= {f"{role}/{name}": value for name, value in cost(learners[role], validation).items()}
             columns["setting"] += [setting] * len(scores.score)
             columns["role"] += [role] * len(scores.score)
             columns["task"] += range(len(scores.score))

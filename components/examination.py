@@ -11,6 +11,7 @@ from components.domains.pool import open_pool
 from components.draws import seed_of
 from components.evaluation import evaluate
 from components.learners import store
+from components.learners.fused import FusedLearner
 from components.learners.learner import Learner, learner_size
 from components.learners.reference import Nearest, Scratch, Unadapted
 from components.networks import build_backbone
@@ -45,16 +46,23 @@ def examine(
         "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
         **loaded,
     }
+    students = [name for name in models if name.startswith("student-")]
+    if len(students) > 1:  # what fusion must be better than: the plain mean of the students
+        equal = [1 / len(students)] * len(students)
+        learners["students-mean"] = FusedLearner([loaded[name] for name in students], "mixture", equal, False, opened.input_shape).eval()
     for learner in learners.values():
         learner.objective = loaded["base"].objective
     pairs = {
         **({"fused-minus-student-best": ("fused", student_best)} if student_best else {}),
+        **({"fused-distilled-minus-student-best": ("fused-distilled", student_best)} if student_best else {}),
+        "fused-minus-students-mean": ("fused", "students-mean"),
         "fused-minus-teacher": ("fused", "teacher"),
+        "fused-distilled-minus-teacher": ("fused-distilled", "teacher"),
         "teacher-minus-base": ("teacher", "base"),
         "teacher-minus-base-unadapted": ("teacher", "base-unadapted"),
         "teacher-minus-scratch": ("teacher", "scratch"),
         f"{contender}-minus-champion": (contender, "champion"),
-        **{f"{name}-minus-teacher": (name, "teacher") for name in models if name.startswith("student-")},
+        **{f"{name}-minus-teacher": (name, "teacher") for name in students},
     }
     limits = {"scratch": section.scratch_tasks}
     metrics = evaluate(learners, limits, pairs, section.settings, "test", opened, tasksets, section.bootstrap, seed, out)
@@ -63,4 +71,6 @@ def examine(
     if section.challenge is not None:
         runs = challenge.open_runs(section.challenge, opened, section.challenge_runs, out)
         metrics |= challenge.examine({name: learners[name] for name in (nearest, *loaded)}, runs, section.bootstrap, seed)
-    return metrics | {f"{name}/parameters": learner_size(learner) for name, learner in learners.items()}
+    for name, learner in learners.items():
+        metrics[f"{name}/parameters"] = learner_size(learner)
+    return metrics

@@ -1,120 +1,198 @@
-"""Fusion: join students into one learner. Weights and the way of joining are chosen on validation tasks."""
+"""Fusion: join learners into one. Weights and the way of joining are chosen on validation tasks; test tasks choose nothing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from components import mixing
+from components.contracts import FusionSection, InputError, require
 from components.domains.pool import Pool
 from components.learners import store
 from components.learners.fused import FusedLearner
-from components.learners.learner import Learner
-from components.validation import Validation, calibrate, encode_items, validate
+from components.learners.learner import Learner, learner_size
+from components.validation import Validation, calibrate, validate
+
+MORE_SHOTS = 4  # queries a class that a second look at the validation tasks moves to their support
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of joining: the learner, its specification, and its scores on validation tasks."""
+    """One way of joining: the learner, its specification, and its scores on validation tasks (`more_*`: with more shots)."""
 
     mode: str
-    learner: FusedLearner
+    learner: Learner
     spec: store.Spec
     scores: dict[str, float]
 
 
-def mixture_weights(log_probabilities: Tensor, steps: int = 500) -> Tensor:
-    """Return the convex weights [M] that minimise the mixture's loss, from each member's log-probability [M, N] of the true labels.
+@dataclass(frozen=True)
+class Members:
+    """What is joined: learners, their specifications, and a digest of the weights that each began with."""
 
-    Expectation maximisation for mixture proportions (Dempster et al. 1977, sec. 4.3): the objective is concave, every step improves it,
-    and the weights stay on the simplex without a constraint.
+    paths: tuple[str, ...]
+    learners: list[Learner]
+    specs: list[store.Spec]
+    starts: list[str | None]
+
+    @classmethod
+    def load(cls, paths: Sequence[str]) -> "Members":
+        loaded = [store.load(path) for path in paths]
+        return cls(tuple(paths), [m for m, _, _ in loaded], [s for _, s, _ in loaded], [about.get("start") for _, _, about in loaded])
+
+    def join(self, combine: str, weights: Sequence[float], joint: bool) -> FusedLearner:
+        shape = tuple(self.specs[0]["input_shape"])
+        return FusedLearner(self.learners, combine, list(weights), joint, shape).eval()
+
+    def chosen(self, weights: Sequence[float]) -> tuple["Members", list[float]]:
+        """Leave out members whose weight is zero: nobody pays for what does not speak."""
+        kept = [i for i, w in enumerate(weights) if w > 1e-4]
+        total = sum(weights[i] for i in kept)
+        parts = ([getattr(self, name)[i] for i in kept] for name in ("learners", "specs", "starts"))
+        own = Members(tuple(self.paths[i] for i in kept), *parts)
+        return own, [weights[i] / total for i in kept]
+
+
+def learn_weights(members: Members, validation: Validation) -> list[float]:
+    """Return the convex weights of the members on validation tasks; equal ones where tasks ask for an order, which no convex problem weighs."""
+    if members.learners[0].objective.name == "ranking":
+        return _equal(members)
+    values, targets = mixing.predictions(members.learners, validation)
+    return (mixing.mixture_weights(values) if validation.targets is None else mixing.least_squares_weights(values, targets)).tolist()
+
+
+def fuse(paths: Sequence[str], weights: list[float], section: FusionSection, pool: Pool, tasksets: str, trained: str | None) -> list[Candidate]:
+    """Build the candidates of the section's mode (all that can be built for `auto`), calibrated and scored on validation tasks, best first.
+
+    `trained` is the path of the jointly trained members, for mode `joint`. Raises InputError, with the reason, for a mode that its members cannot be
+    joined by.
     """
-    likelihood = (log_probabilities - log_probabilities.amax(0)).exp().double()
-    weights = torch.full((len(likelihood),), 1 / len(likelihood), dtype=torch.float64)
-    for _ in range(steps):
-        share = weights[:, None] * likelihood
-        weights = (share / share.sum(0)).mean(1)
-    return (weights / weights.sum()).float()
-
-
-def least_squares_weights(values: Tensor, targets: Tensor) -> Tensor:
-    """Return the convex weights [M] that minimise the squared error of the weighted mean of values [M, N] to targets [N].
-
-    Non-negative least squares (Lawson and Hanson 1974, ch. 23), the sum of one as a row that outweighs all others.
-    """
-    from scipy.optimize import nnls
-
-    heavy = 1e3 * len(targets) ** 0.5 * float(values.abs().max().clamp_min(1.0))
-    rows = torch.cat([values.T.double(), torch.full((1, len(values)), heavy, dtype=torch.float64)])
-    weights = torch.from_numpy(nnls(rows.numpy(), torch.cat([targets.double(), torch.tensor([heavy])]).numpy())[0])
-    return (weights / weights.sum()).float()
-
-
-@torch.no_grad()
-def predictions(learner: Learner, validation: Validation) -> tuple[Tensor, Tensor]:
-    """Return, for every validation query, what the weights are learned from, and the targets, each [N].
-
-    The calibrated log-probability of its label where tasks have classes, else the predicted value.
-    """
-    learner.eval()
-    features = encode_items(learner, validation.items)
-    parts, targets = [], []
-    for task in validation.task_batches(features):
-        outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
-        classes = validation.targets is None
-        parts.append(outputs.log_softmax(-1).gather(-1, task.query.y.unsqueeze(-1)).flatten() if classes else outputs.flatten())
-        targets.append(task.query.y.flatten())
-    return torch.cat(parts), torch.cat(targets)
-
-
-def learn_weights(members: Sequence[str], pool: Pool, tasksets: str) -> list[float]:
-    """Return the weights of the members on validation tasks; equal ones where tasks ask for an order, which no convex problem weighs."""
-    validation, loaded = Validation(pool, tasksets), [store.load(path)[0] for path in members]
-    if loaded[0].objective.name == "ranking":
-        return [1 / len(members)] * len(members)
-    found = [predictions(learner, validation) for learner in loaded]
-    values, targets = torch.stack([v for v, _ in found]), found[0][1]
-    return (mixture_weights(values) if validation.targets is None else least_squares_weights(values, targets)).tolist()
-
-
-def fuse(members: Sequence[str], weights: list[float], mode: str, joint_adapt: bool, pool: Pool, tasksets: str, trained: str | None) -> list[Candidate]:
-    """Build the candidates of `mode` (all of them for `auto`), calibrated and scored on validation tasks, best first.
-
-    `trained` is the path of the jointly trained members, for mode `joint`.
-    """
-    validation = Validation(pool, tasksets)
-    uniform = [1 / len(members)] * len(members)
-    plans = {"average": (uniform, "mixture"), "weights": (weights, "mixture"), "concat": (weights, "concat"), "joint": (weights, "mixture")}
-    candidates = []
-    for name, (w, combine) in plans.items():
-        if mode not in ("auto", name) or (name == "joint" and trained is None):
+    validation, candidates = Validation(pool, tasksets), []
+    asked = Request(Members.load(paths), weights, section.adapt == "joint", pool, validation, trained)
+    for name in MODES:
+        if section.mode not in ("auto", name) or (name == "joint" and trained is None):
             continue
-        loaded = [store.load(path) for path in members]
-        learners, specs = [m for m, _, _ in loaded], [s for _, s, _ in loaded]
-        if mode == "auto" and combine == "concat" and not all(m.centroids for m in learners):
-            continue  # asked for by name, this is an error that says why
-        if name == "joint" and trained is not None:
-            fused, spec, _ = store.load(trained)
-            learners, specs = list(fused.members), spec["members"]  # type: ignore[arg-type]
-        learner = FusedLearner(learners, combine, w, joint_adapt, tuple(specs[0]["input_shape"]))
-        spec = store.fused_spec(specs, combine, w, learner.joint)
+        try:
+            learner, spec = MODES[name](asked)
+        except InputError:
+            if section.mode == "auto":
+                continue  # asked for by name, this is an error that says why
+            raise
         calibrate(learner, validation)
-        candidates.append(Candidate(name, learner, spec, validate(learner, validation)))
+        scores = validate(learner, validation)
+        scores |= {f"more_{k}": v for k, v in validate(learner, validation.with_shots(MORE_SHOTS)).items()}
+        candidates.append(Candidate(name, learner, spec, scores))
     objective = candidates[0].learner.objective
-    return sorted(candidates, key=lambda c: (-objective.sign * c.scores[objective.score_name], c.scores["loss"]))
+    score = objective.score_name
+    return sorted(candidates, key=lambda c: (-objective.sign * (c.scores[score] + c.scores[f"more_{score}"]), c.scores["loss"]))
 
 
-def save_best(candidates: list[Candidate], out: Path, student: str) -> dict[str, float]:
-    """Write the best candidate, about what `student` is about, and the table of all; return the metrics of the choice."""
+Built = tuple[Learner, store.Spec]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a way of joining is given: members, their weights, whether they adapt as one, training and validation data, jointly trained members."""
+
+    members: Members
+    weights: list[float]
+    joint: bool
+    pool: Pool
+    validation: Validation
+    trained: str | None
+
+
+def _mixed(members: Members, combine: str, weights: Sequence[float], joint: bool) -> tuple[FusedLearner, store.Spec]:
+    learner = members.join(combine, weights, joint)
+    return learner, store.fused_spec(members.specs, combine, list(weights), learner.joint)
+
+
+def _equal(members: Members) -> list[float]:
+    return [1 / len(members.paths)] * len(members.paths)
+
+
+def _average(asked: Request) -> Built:
+    return _mixed(asked.members, "mixture", _equal(asked.members), asked.joint)
+
+
+def _weights(asked: Request) -> Built:
+    return _mixed(asked.members, "mixture", asked.weights, asked.joint)
+
+
+def _greedy(asked: Request) -> Built:
+    ranked = asked.members.learners[0].objective.name == "ranking"
+    require(not ranked, "fusion.mode=greedy needs a loss of single answers, and an order has none. Use fusion.mode=average.")
+    values, targets = mixing.predictions(asked.members.learners, asked.validation)
+    own, kept = asked.members.chosen(mixing.greedy_weights(values, None if asked.validation.targets is None else targets).tolist())
+    return _mixed(own, "mixture", kept, asked.joint)
+
+
+def _conditioned(asked: Request) -> Built:
+    require(not asked.joint, "fusion.mode=conditioned weighs members that adapt by themselves, got fusion.adapt=joint. Use fusion.adapt=members.")
+    learner, spec = _mixed(asked.members, "conditioned", asked.weights, False)
+    mixing.sharpen(learner, asked.validation.with_shots(MORE_SHOTS))
+    return learner, spec
+
+
+def _concat(asked: Request) -> Built:
+    return _mixed(asked.members, "concat", asked.weights, False)
+
+
+def _whitened(asked: Request) -> Built:
+    learner, spec = _mixed(asked.members, "whitened", asked.weights, False)
+    mixing.whiten(learner, asked.pool, asked.validation)
+    return learner, spec
+
+
+def _joint(asked: Request) -> Built:
+    assert asked.trained is not None
+    learner, spec, _ = store.load(asked.trained)
+    own = Members(asked.members.paths, list(learner.members), spec["members"], asked.members.starts)  # type: ignore[arg-type]
+    return _mixed(own, "mixture", asked.weights, asked.joint)
+
+
+def _soup(asked: Request) -> Built:
+    members, first = asked.members, asked.members.specs[0]
+    require(
+        members.starts[0] is not None and len(set(members.starts)) == 1 and all(s == first for s in members.specs),
+        "fusion.mode=soup needs members that began at the same weights: the mean of networks trained from different starts is no network "
+        "(Finn et al. 2017, arXiv:1703.03400, app. C). Use student.same_start=true, or fusion.mode=weights.",
+    )
+    learner = store.build(first)
+    learner.load_state_dict(mixing.soup([m.state_dict() for m in members.learners]))
+    mixing.estimate_statistics(learner, asked.pool)
+    return learner.eval(), first
+
+
+MODES: dict[str, Callable[[Request], Built]] = {
+    "average": _average,
+    "weights": _weights,
+    "greedy": _greedy,
+    "conditioned": _conditioned,
+    "concat": _concat,
+    "whitened": _whitened,
+    "joint": _joint,
+    "soup": _soup,
+}
+
+
+def save_best(candidates: list[Candidate], out: Path, member: str) -> dict[str, float]:
+    """Write the best candidate, about what `member` is about, and the table of all; return the metrics of the choice."""
     best = candidates[0]
-    about = store.about(student)
-    store.save(best.learner, best.spec, out, about | {"objective": f"fused: {best.mode}"})
+    weights = best.spec.get("weights", [])
+    store.save(best.learner, best.spec, out, store.about(member) | {"objective": f"fused: {best.mode}"})
     table = {c.mode: c.scores for c in candidates}
-    (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": best.spec["weights"], "validation": table}, indent=1) + "\n")
+    (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": weights, "validation": table}, indent=1) + "\n")
     metrics = {f"val/{c.mode}/{name}": value for c in candidates for name, value in c.scores.items()}
     metrics |= {f"val/{name}": value for name, value in best.scores.items()}
-    metrics |= {f"weights/{i}": w for i, w in enumerate(best.spec["weights"])}
-    metrics["parameters"] = float(sum(p.numel() for p in best.learner.parameters()))
+    metrics |= {f"weights/{i}": w for i, w in enumerate(weights)}
+    metrics["parameters"] = learner_size(best.learner)
     return metrics
+
+
+def weigh(paths: Sequence[str], pool: Pool, tasksets: str) -> list[float]:
+    """Return the members' weights on validation tasks."""
+    with torch.no_grad():
+        return learn_weights(Members.load(paths), Validation(pool, tasksets))

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from components.contracts import FitJob, from_plain, to_plain
+from components.contracts import FitJob
+from components.plain import from_plain, to_plain
 from components.training import Sink, run
 
 ROOT = Path(__file__).resolve().parent.parent

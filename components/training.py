@@ -8,24 +8,29 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
-from components.batches import Epochs, ItemBatches, TaskBatches
-from components.contracts import FitJob, FitSection, InputError, to_plain
-from components.distillation import distillation_loss
+from components.batches import Epochs, ItemBatches, LessonBatches, TaskBatches
+from components.contracts import FitJob, FitSection, InputError
+from components.distillation import Distillation, class_features
+from components.domains import images
 from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
 from components.gradients import in_turn
 from components.learners import store
+from components.learners.fused import FusedLearner
 from components.learners.gradient import Maml
 from components.learners.learner import Learner, learner_size
 from components.objectives import OBJECTIVES
+from components.plain import to_plain
 from components.tasks import TaskBatch
 from components.tasksets import read_table
 from components.validation import Validation, calibrate, validate
@@ -35,23 +40,33 @@ Sink = Callable[[int, dict[str, float]], None]  # one call an epoch: (step, metr
 PATIENCE = 5  # steps in a row with a loss or gradient that is not finite
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What a fit lowers: the loss of a batch, heads that are trained for it and dropped after, and frozen networks that it reads."""
+
+    loss: Loss
+    heads: torch.nn.Module = field(default_factory=torch.nn.Module)
+    extra: torch.nn.Module = field(default_factory=torch.nn.Module)
+
+
 class Fit(pl.LightningModule):
     """Any learner under any objective: AdamW, one-cycle schedule, validation on tasks after every epoch.
 
     A step whose loss or gradient is not finite changes nothing and is counted; the fit ends with FloatingPointError after PATIENCE in a row.
     """
 
-    def __init__(self, learner: Learner, extra: torch.nn.Module, loss: Loss, section: FitSection, train: Epochs, validation: Validation) -> None:
+    def __init__(self, learner: Learner, goal: "Goal", section: FitSection, train: Epochs, validation: Validation) -> None:
         super().__init__()
-        self.learner, self.loss, self.section, self.epochs, self.validation = learner, loss, section, train, validation
-        self.extra = extra  # teachers: frozen, not saved
+        self.learner, self.loss, self.section, self.epochs, self.validation = learner, goal.loss, section, train, validation
+        self.heads = goal.heads  # trained with the learner, kept with the state alone
+        self.extra = goal.extra  # teachers: frozen, not saved
         self.extra.requires_grad_(False)
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
         self.skipped = self.in_a_row = 0
 
     def configure_optimizers(self) -> Any:
-        named = [p for p in self.learner.parameters() if p.requires_grad]
+        named = self.trained()
         groups = [
             {"params": [p for p in named if p.ndim > 1], "weight_decay": self.section.weight_decay},
             {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},  # scales, shifts and rates are not pulled to zero
@@ -59,6 +74,9 @@ class Fit(pl.LightningModule):
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.section.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.section.lr, total_steps=self.section.steps, pct_start=0.15)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained(self) -> list[torch.nn.Parameter]:
+        return [p for module in (self.learner, self.heads) for p in module.parameters() if p.requires_grad]
 
     def train_dataloader(self) -> Any:
         return torch.utils.data.DataLoader(self.epochs, batch_size=None)
@@ -75,7 +93,7 @@ class Fit(pl.LightningModule):
                 module.progress = self.global_step / self.section.steps
         size = self.learner.tasks_at_once
         if isinstance(batch, TaskBatch) and len(batch.query.y) > size:
-            loss, metrics = in_turn(self.loss, [p for p in self.learner.parameters() if p.requires_grad], batch, size)
+            loss, metrics = in_turn(self.loss, self.trained(), batch, size)
         else:
             loss, metrics = self.loss(batch)
         for name, value in metrics.items():
@@ -84,7 +102,7 @@ class Fit(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Leave a gradient that is not finite out. All processes hold the same reduced gradient, so they agree."""
-        held = [p for p in self.learner.parameters() if p.grad is not None]
+        held = [p for p in self.trained() if p.grad is not None]
         if all(bool(torch.isfinite(p.grad).all()) for p in held):  # type: ignore[arg-type]
             self.in_a_row = 0
             return
@@ -185,10 +203,13 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
         learner = store.build(spec)
         for member, (trained, _, _) in zip(learner.members, loaded, strict=True):  # type: ignore[arg-type]
             member.load_state_dict(trained.state_dict())
+            for name, parameter in member.named_parameters():  # a base's vectors of the training classes take no part in tasks
+                parameter.requires_grad_(not name.endswith("classes"))
         return learner, spec
     assert job.learner is not None
     spec = store.spec_of(job.learner.name, job.learner.options, job.backbone, shape, asked)
-    learner = store.build(spec, seed_of(job.seed, job.learner.name, job.objective))
+    initial = job.seed if job.initial_seed is None else job.initial_seed
+    learner = store.build(spec, seed_of(initial, job.learner.name, job.objective))
     if job.start is not None:
         start, start_spec, _ = store.load(job.start)
         if start_spec.get("backbone") != spec["backbone"]:
@@ -202,8 +223,7 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
     return learner, spec
 
 
-def _objective(job: FitJob, learner: Learner) -> tuple[Loss, torch.nn.Module]:
-    """Return the loss of a batch, and the frozen networks that it reads."""
+def _goal(job: FitJob, learner: Learner, pool: Pool) -> Goal:
     if job.objective == "base":
         assert job.base is not None
         smoothing = job.base.label_smoothing
@@ -217,12 +237,18 @@ def _objective(job: FitJob, learner: Learner) -> tuple[Loss, torch.nn.Module]:
                 loss = (1 - smoothing) * loss - smoothing * outputs.log_softmax(-1).mean()
             return loss, metrics
 
-        return supervised, torch.nn.Module()
+        return Goal(supervised)
     if job.objective == "distill":
-        assert job.teacher is not None and job.student is not None
-        teacher, _, _ = store.load(job.teacher)
-        tau, weight = job.student.temperature, job.student.soft_weight
-        return lambda batch: distillation_loss(learner, teacher, batch, tau, weight), teacher
+        assert job.recipe is not None
+        teacher = _teacher(job.teachers, pool.input_shape)
+        classes = None
+        if job.recipe.class_weight:
+            own = pool.split("train")
+            inputs = images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[pool.items(own)])))
+            classes = class_features(teacher, inputs, torch.arange(len(own)).repeat_interleave(torch.from_numpy(pool.counts[own])), len(own))
+        with store.initial_weights(seed_of(job.seed, "heads")):
+            distillation = Distillation(learner, teacher, job.recipe, pool.input_shape, classes)
+        return Goal(distillation, distillation, teacher)
     if job.objective == "joint":
         members: list[Learner] = list(learner.members)  # type: ignore[arg-type]
 
@@ -232,8 +258,14 @@ def _objective(job: FitJob, learner: Learner) -> tuple[Loss, torch.nn.Module]:
             name = learner.objective.score_name
             return loss, {"loss": loss.detach(), name: torch.stack([metrics[name] for _, metrics in parts]).mean()}
 
-        return weighted, torch.nn.Module()
-    return learner.meta_loss, torch.nn.Module()
+        return Goal(weighted)
+    return Goal(learner.meta_loss)
+
+
+def _teacher(paths: tuple[str, ...], shape: tuple[int, ...]) -> Learner:
+    """Load the teacher; several become one fused learner of equal weights."""
+    loaded = [store.load(path)[0] for path in paths]
+    return loaded[0] if len(loaded) == 1 else FusedLearner(loaded, "mixture", [1 / len(loaded)] * len(loaded), False, shape).eval()
 
 
 def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
@@ -248,19 +280,24 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     started = time.monotonic()
     pool = open_pool(job.pool)
     learner, spec = _learner_for(job, pool)
-    loss, extra = _objective(job, learner)
+    began = store.digest(learner)
+    goal = _goal(job, learner, pool)
     augment = job.domain.augment
     batches: ItemBatches | TaskBatches
     if job.objective == "base":
         assert job.base is not None
         batches = ItemBatches(pool, job.base.turns, job.base.batch, job.seed, augment)
     else:
-        batches = TaskBatches(pool, read_table(job.tasksets, "train"), job.tasks_per_step, seed_of(job.seed, job.objective), augment)
+        table, seed = read_table(job.tasksets, "train"), seed_of(job.seed, job.objective)
+        if job.recipe is None:
+            batches = TaskBatches(pool, table, job.tasks_per_step, seed, augment, job.turns)
+        else:
+            batches = LessonBatches(pool, table, job.tasks_per_step, seed, augment, job.recipe, job.turns)
     validation = Validation(pool, job.tasksets)
     state = Path(job.state)
     state.mkdir(parents=True, exist_ok=True)
     epochs = Epochs(batches, job.fit.epoch_steps, rank, world, job.trainer.accumulate)
-    fit = Fit(learner, extra, loss, job.fit, epochs, validation)
+    fit = Fit(learner, goal, job.fit, epochs, validation)
     metrics = _train(fit, job, state, sink, label, rank, world) if job.fit.steps else {}
     metrics["temperature"] = calibrate(learner.cpu(), validation)
     metrics |= {f"val/{k}": v for k, v in validate(learner, validation).items()}
@@ -268,7 +305,7 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     if rank == 0:
         names = pool.classes["name"].to_pylist()
         trained = [names[c] for c in pool.split("train")]
-        about = {"domain": pool.domain, "trained_on": trained, "objective": job.objective}
+        about = {"domain": pool.domain, "trained_on": trained, "objective": job.objective, "start": began}
         store.save(learner, spec, Path(job.out), about)
         (Path(job.out) / "roles.json").write_text(json.dumps(learner.parameter_roles() | {"theta_fixed": learner.theta_fixed}, indent=1) + "\n")
         (Path(job.out) / "history.json").write_text(json.dumps(fit.history, indent=1) + "\n")

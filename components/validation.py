@@ -1,5 +1,6 @@
 """Validation tasks: scores while training, and what is chosen by them (temperature, fusion weights). Never test tasks."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,16 @@ class Validation:
         place[used] = np.arange(len(used), dtype=np.int32)
         self.targets = None if pool.targets is None else torch.from_numpy(np.ascontiguousarray(pool.targets[used]))
         self.compact = TaskTable(self.table.classes, place[self.table.support], place[self.table.query], self.table.group)
+
+    def with_shots(self, more: int) -> "Validation":
+        """Return the same tasks with up to `more` queries of every class moved to the support; one at least stays a query."""
+        more = min(more, self.compact.query.shape[2] - 1)
+        other = copy.copy(self)
+        for name in ("table", "compact"):
+            t: TaskTable = getattr(self, name)
+            moved = TaskTable(t.classes, np.concatenate([t.support, t.query[:, :, :more]], 2), t.query[:, :, more:], t.group)
+            setattr(other, name, moved)
+        return other
 
     def task_batches(self, items: Tensor, size: int = 50) -> list[TaskBatch]:
         """Return the tasks in batches of `size`, reading from items [N, ...] in this object's order (raw or encoded)."""

@@ -2,12 +2,19 @@
 
 import json
 
-from components.contracts import StageRef, to_plain
+from components.contracts import OBJECTIVE_SCORES, SCORES, StageRef
+from components.plain import to_plain
 from flows import tracking
 from flows.stages import Pipeline
 from flows.versions import PIN, Pinned
 
+REFERENCES = ("pixels", "nearest", "scratch", "base-unadapted")  # measured beside the learners
 SCORED = ("test/", "challenge/")  # what a model's own run repeats of the evaluation
+
+
+def markdown(head: list[str], body: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]) + "\n"
 
 
 def open_parent(line: Pipeline, pool: Pinned) -> None:
@@ -41,3 +48,39 @@ def headline(line: Pipeline, models: dict[str, StageRef], ours: str, evaluation:
     own = {m.replace(f"/{ours}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith(SCORED) and f"/{ours}/" in m}
     tracking.log_metrics(line.run_id, evaluation.metrics | own)
     tracking.store().set_tag(line.run_id, "fingerprint", evaluation.fingerprint)
+
+
+def trade_off(line: Pipeline, evaluation: StageRef) -> None:
+    """Draw score against size and time, a figure a setting, on the evaluation's run and on the parent run."""
+    from components import figures
+
+    config, m = line.config, evaluation.metrics
+    score = OBJECTIVE_SCORES[config.domain.objective]
+    shown, text = SCORES[score], []
+    for setting in config.evaluation.settings:
+        found = figures.costs(m, setting, score, shown.factor, REFERENCES)
+        title = f"{config.registry.model}, {setting}: {config.evaluation.tasks} test tasks, seed {config.seed}, 95 % intervals"
+        figure = figures.trade_off(found, title, f"{score}, %" if shown.factor == 100 else score)
+        for run_id in [line.run_id, *([] if evaluation.cached else [evaluation.run_id])]:
+            if tracking.has_run(run_id):
+                tracking.store().log_figure(run_id, figure, f"figures/trade-off-{setting}.png")
+        for c in found:
+            text.append([setting, c.role, f"{c.score:.{shown.digits}f} ± {c.half:.{shown.digits}f}", f"{c.parameters:.0f}", f"{1000 * c.seconds:.2f}"])
+    head = ["setting", "learner", score, "parameters", "ms a task"]
+    tracking.store().log_text(line.run_id, markdown(head, text), "trade-off.md")
+
+
+def recipes(line: Pipeline, tried: list[StageRef], chosen: str) -> None:
+    """Keep with the parent run what each competing recipe came to on validation tasks, and which was chosen."""
+    if not tried:
+        return
+    store = tracking.store()
+    scores = {ref.name.removeprefix("recipe-"): {k: v for k, v in ref.metrics.items() if k.startswith("val/")} for ref in tried}
+    tracking.log_metrics(line.run_id, {f"recipes/{name}/{k}": v for name, own in scores.items() for k, v in own.items()})
+    store.set_tag(line.run_id, "recipe", chosen)
+    columns = sorted({k for own in scores.values() for k in own})
+    head = ["recipe", *columns, "chosen"]
+    body = []
+    for name, own in scores.items():
+        body.append([name, *(f"{own[k]:.4f}" for k in columns), "yes" if name == chosen else ""])
+    store.log_text(line.run_id, markdown(head, body), "recipes.md")

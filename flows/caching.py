@@ -17,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from components.contracts import InputError, StageRef, fingerprint, flatten, from_plain, to_plain
+from components.contracts import InputError, StageRef
+from components.plain import fingerprint, flatten, from_plain, to_plain
 from flows import paths
 
 MANIFEST = "stage.json"

@@ -15,15 +15,44 @@ def check(config: Config) -> None:
         domain.objective == "cross_entropy" or config.base.turns == 1,
         f"base.turns must be 1 in domain {domain.name}, whose items are no pictures, got {config.base.turns}. Use base.turns=1.",
     )
-    centroids = config.student.learner.name in ("protonet", "base") and domain.objective == "cross_entropy"
-    require(
-        config.fusion.mode != "concat" or centroids,
-        f"fusion.mode=concat needs students with a shared encoder and one mean a class, got {config.student.learner.name}. Use fusion.mode=weights.",
-    )
+    _check_recipes(config)
+    _check_fusion(config)
     _check_challenge(config)
     for name, size in (("base.batch", max(1, config.base.batch // 32)), ("learner.tasks_per_step", config.learner.tasks_per_step)):
         parts = config.trainer.accumulate * config.trainer.devices
         require(size % parts == 0, f"{name} must split into trainer.accumulate x trainer.devices = {parts} equal parts, got {size}. Change one of them.")
+
+
+def _check_recipes(config: Config) -> None:
+    own, classes = config.student, config.domain.objective == "cross_entropy"
+    learners = {"student.learner": own.learner.name, "learner": config.learner.name}
+    if "teacher" not in own.teachers():
+        del learners["learner"]
+    for recipe in (own.recipe, *own.recipes().values()):
+        require(
+            classes or not recipe.class_weight, f"student.recipe.class_weight needs training classes, which domain {config.domain.name} lacks. Set it to 0."
+        )
+        if recipe.class_weight or recipe.feature_weight or recipe.relation_weight:
+            for where, name in learners.items():
+                told = f"class_weight, feature_weight and relation_weight need one encoder for all tasks, which {where}={name} lacks"
+                require(family(name).encodes, f"{told}. Set them to 0, or choose a learner such as protonet or ridge.")
+
+
+def _check_fusion(config: Config) -> None:
+    own, mode = config.fusion, config.fusion.mode
+    names = {"students": config.student.learner.name, "teacher": config.learner.name, "base": "base"}
+    classes = config.domain.objective == "cross_entropy"
+    odd = [names[kind] for kind in own.members if not family(names[kind]).centroids or not classes]
+    require(
+        mode not in ("concat", "whitened") or not odd,
+        f"fusion.mode={mode} needs members with a shared encoder and one mean a class, got {', '.join(odd)}. Use fusion.mode=weights.",
+    )
+    require(mode != "conditioned" or classes, f"fusion.mode=conditioned needs classes, got domain {config.domain.name}. Use fusion.mode=weights.")
+    require(
+        mode != "soup" or (config.student.same_start and own.members == ["students"]),
+        "fusion.mode=soup needs members that began at the same weights: the mean of networks trained from different starts is no network. "
+        "Use student.same_start=true with fusion.members=[students], or fusion.mode=weights.",
+    )
 
 
 def _check_challenge(config: Config) -> None:

@@ -1,13 +1,14 @@
-"""Students side by side, through the Prefect task runner that the config names."""
+"""Recipes and students side by side, through the Prefect task runner that the config names."""
 
 from typing import Any
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from components.contracts import StageRef
+from components.contracts import OBJECTIVE_SCORES, StageRef
 from flows import artifacts, stages
 from flows.caching import Key, lookup
-from flows.stages import Pipeline
+from flows.plan import student_rows
+from flows.stages import Lesson, Pipeline
 from flows.versions import Pinned
 
 
@@ -21,15 +22,34 @@ def runner(kind: str, workers: int) -> TaskRunner[Any]:
     return DaskTaskRunner(cluster_kwargs=cluster)
 
 
-def map_stage(line: Pipeline, plan: dict[str, Key], task: Any, pool: Pinned, tasksets: StageRef, teacher: str | None) -> list[StageRef]:
-    """Run the student stages and return their references in order; one that fails fails the flow."""
-    count, kind = line.config.student.count, line.config.trainer.runner
-    names = [f"student-{i}" for i in range(count)]
-    before = {name: lookup(plan[name]) is not None for name in names}
-    if kind == "sequential":
-        plain = [task(plan[name], line, pool, tasksets, teacher, i) for i, name in enumerate(names)]
+def side_by_side(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: StageRef, lessons: dict[str, tuple[list[str], Lesson]]) -> list[StageRef]:
+    """Run distillations, each by its stage's name with its teachers' paths, and return their references in order; one that fails fails the flow."""
+    kind, before = line.config.trainer.runner, {name: lookup(plan[name]) is not None for name in lessons}
+    calls = [
+        {"key": plan[name], "pipeline": line, "pool": pool, "tasksets": tasksets, "teachers": teachers, "lesson": lesson}
+        for name, (teachers, lesson) in lessons.items()
+    ]
+    if kind == "sequential" or not calls:
+        plain = [stages.distill(**call) for call in calls]
     else:
-        with runner(kind, min(count, 2)) as pool_of_workers:
-            calls = [{"key": plan[name], "pipeline": line, "pool": pool, "tasksets": tasksets, "teacher": teacher, "index": i} for i, name in enumerate(names)]
-            plain = [future.result() for future in [pool_of_workers.submit(task, parameters=call) for call in calls]]
-    return [artifacts.link(line, stages.as_ref(p, before[name])) for p, name in zip(plain, names, strict=True)]
+        with runner(kind, min(len(calls), 2)) as workers:
+            plain = [future.result() for future in [workers.submit(stages.distill, parameters=call) for call in calls]]
+    return [artifacts.link(line, stages.as_ref(p, before[name])) for p, name in zip(plain, lessons, strict=True)]
+
+
+def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: StageRef, teachers: list[str]) -> tuple[list[StageRef], str]:
+    """Try the recipes that compete, then teach every student, generation by generation; return the last ones and the recipe's name."""
+    config = line.config
+    steps, score = config.student.learner.fit.steps, OBJECTIVE_SCORES[config.domain.objective]
+    trials = {f"recipe-{name}": (teachers, Lesson(0, config.seed, config.student.sweep_steps, name)) for name in config.student.recipes()}
+    tried = side_by_side(line, plan, pool, tasksets, trials if config.student.count else {})
+    best = stages.best_by_validation(tried, score)
+    recipe = best.name.removeprefix("recipe-") if best else ""
+    artifacts.recipes(line, tried, recipe)
+    made: dict[str, StageRef] = {}
+    rows = student_rows(config)
+    for generation in range(config.student.generations):
+        own = rows[generation * config.student.count : (generation + 1) * config.student.count]
+        lessons = {r.name: ([made[r.before].path] if r.before else teachers, Lesson(r.index, r.seed, steps, recipe)) for r in own}
+        made |= {ref.name: ref for ref in side_by_side(line, plan, pool, tasksets, lessons)}
+    return [made[r.name] for r in rows if r.last], recipe

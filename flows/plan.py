@@ -1,14 +1,16 @@
 """The plan of a pipeline: one key a stage, computed before anything runs. A stage runs only when its key has no intact output."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.contracts import Config, fingerprint, to_plain
+from components.contracts import Config
 from components.learners.options import BASES, family
+from components.plain import fingerprint, to_plain
 from flows.caching import Key, code_digest, file_digests, lookup, why
 
 TRAINING = "components.training"
+LAST = ("fused", "fused-distilled")
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Outside:
     """Models that the config names or that the registry holds: local folder and fingerprint. Empty where there is none."""
 
     start: tuple[str, str] | None = None
-    teacher: tuple[str, str] | None = None
+    teachers: dict[str, tuple[str, str]] = field(default_factory=dict)  # by the name that the config gives them
     champion: tuple[str, str] | None = None
 
 
@@ -39,7 +41,9 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
         return {name: plan[name].fingerprint for name in names}
 
     final = {f: getattr(config.evaluation, f) for f in ("settings", "tasks", "gate_tasks", "query", "within")}
-    add("tasksets", "tasksets", {"tasks": config.tasks, "seed": config.seed}, {"pool": pool}, "components.tasksets")
+    drawn = {name: value for name, value in to_plain(config.tasks).items() if name != "turns"}  # what training makes of a task, not which it is
+    turned = {"turns": config.tasks.turns} if config.tasks.turns > 1 else {}
+    add("tasksets", "tasksets", {"tasks": drawn, "seed": config.seed}, {"pool": pool}, "components.tasksets")
     add("tasksets-final", "tasksets", {"evaluation": final, "seed": config.seed}, {"pool": pool}, "components.tasksets")
     learned = {"pool": pool, **of("tasksets")}
     theta = f"components.learners.{BASES[config.domain.objective][0]}"
@@ -50,25 +54,31 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
         assert outside.start is not None
         start = {"start": outside.start[1]}
     section = {name: value for name, value in to_plain(config.learner).items() if name != "checkpoint_inner"}  # where memory goes, not what comes out
-    add("teacher", "teacher", {"backbone": config.backbone, "learner": section, **common}, learned | start, TRAINING, _family(config.learner.name))
+    add("teacher", "teacher", {"backbone": config.backbone, "learner": section, **turned, **common}, learned | start, TRAINING, _family(config.learner.name))
 
-    if config.student.teacher in ("teacher", "base"):
-        taught = {"teacher": plan[config.student.teacher].fingerprint}
-    else:
-        assert outside.teacher is not None
-        taught = {"teacher": outside.teacher[1]}
-    for i in range(config.student.count):
-        section = {name: value for name, value in to_plain(config.student).items() if name not in ("count", "widths")}
-        section |= {"backbone": config.student.backbone(i, config.backbone), **common, "seed": config.seed + i}
-        modules = (TRAINING, "components.distillation", _family(config.student.learner.name), _family(config.learner.name))
-        add(f"student-{i}", "student", section, learned | taught, *modules)
+    own, rows = config.student, student_rows(config)
+    families = (_family(own.learner.name), _family(config.learner.name))
+    taught = {name: plan[name].fingerprint if name in plan else outside.teachers[name][1] for name in own.teachers()}
+    kept = ("learner", "pool", "head", "same_start")
+    student = {name: value for name, value in to_plain(own).items() if name in kept} | turned
+    for name, recipe in own.recipes().items() if own.count else ():
+        fit = {"recipe": recipe, "backbone": own.backbone(0, config.backbone), "steps": own.sweep_steps}
+        add(f"recipe-{name}", "recipe", student | fit | common, learned | taught, TRAINING, *families)
+    recipes = of(*(name for name in plan if name.startswith("recipe-")))
+    for row in rows:
+        before = {"teacher": plan[row.before].fingerprint} if row.before else taught
+        fit = {"recipe": own.recipe, "sweep": sorted(own.recipes()), "backbone": own.backbone(row.index, config.backbone)}
+        add(row.name, "student", student | fit | common | {"seed": row.seed}, learned | before | recipes, TRAINING, *families)
 
-    students = [f"student-{i}" for i in range(config.student.count)]
+    students = [row.name for row in rows if row.last]
     if students:
-        modules = (TRAINING, "components.fusion", "components.learners.fused", _family(config.student.learner.name))
-        add("fused", "fused", {"fusion": config.fusion, **common}, learned | of(*students), *modules)
+        members = of(*fused_of(config, students))
+        add("fused", "fused", {"fusion": config.fusion, **turned, **common}, learned | members, TRAINING, "components.fusion", *families, theta)
+    if students and config.fusion.again:
+        fit = {"recipe": own.recipe, "sweep": sorted(own.recipes()), "backbone": own.backbone(0, config.backbone)}
+        add("fused-distilled", "student", student | fit | common, learned | of("fused") | recipes, TRAINING, "components.fusion", *families, theta)
 
-    judged = {"pool": pool, **of("tasksets", "tasksets-final", "base", "teacher", *students, *(["fused"] if students else []))}
+    judged = {"pool": pool, **of("tasksets", "tasksets-final", "base", "teacher", *(name for name in LAST if name in plan), *students)}
     judged |= {"champion": outside.champion[1]} if outside.champion else {}
     examined = to_plain(config.evaluation)
     if config.evaluation.challenge not in (None, "lookalike"):  # what the folder holds counts, not where it lies
@@ -76,6 +86,36 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
     modules = ("components.examination", "components.learners.fused", _family(config.learner.name), _family(config.student.learner.name))
     add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
     return plan
+
+
+def fused_of(config: Config, students: list[str]) -> list[str]:
+    """Return the names of the stages whose learners are fused."""
+    return [name for kind in config.fusion.members for name in (students if kind == "students" else [kind])]
+
+
+@dataclass(frozen=True)
+class StudentRow:
+    """A student of one generation: which student, which stage, and the stage of the same student before it (None: taught by the teachers)."""
+
+    index: int
+    name: str
+    seed: int
+    before: str | None
+    last: bool
+
+
+def student_rows(config: Config) -> list[StudentRow]:
+    """Return the students in the order in which they are taught: generation by generation."""
+    count, generations = config.student.count, config.student.generations
+
+    def name(index: int, generation: int) -> str:
+        return f"student-{index}" + (f"-generation-{generation}" if generation < generations else "")
+
+    rows = []
+    for g in range(1, generations + 1):
+        for i in range(count):
+            rows.append(StudentRow(i, name(i, g), config.seed + i + 1000 * (g - 1), name(i, g - 1) if g > 1 else None, g == generations))
+    return rows
 
 
 def contender(plan: dict[str, Key]) -> str:

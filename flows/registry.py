@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from components.contracts import Config, fingerprint
+from components.contracts import Config
+from components.plain import fingerprint
 from flows import tracking
 from flows.caching import Key, file_digest
 from flows.plan import Outside, contender, keys
@@ -19,8 +20,8 @@ def planned(config: Config, pool: str) -> tuple[dict[str, Key], Outside]:
 def resolve(config: Config) -> Outside:
     """Fetch the models that the config names and find the champion. Raises InputError where one is missing."""
     start = _model(config.learner.start) if config.learner.start.startswith("models:/") else None
-    teacher = _model(config.student.teacher) if config.student.teacher.startswith("models:/") else None
-    return Outside(start, teacher, incumbent(config.registry.model))
+    teachers = {name: _model(name) for name in config.student.teachers() if name.startswith("models:/")}
+    return Outside(start, teachers, incumbent(config.registry.model))
 
 
 def incumbent(model: str) -> tuple[str, str] | None:

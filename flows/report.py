@@ -9,11 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from components.contracts import SCORES, StageRef
+from flows.artifacts import REFERENCES, markdown
 from flows.promotion import Decision
 from flows.stages import Pipeline
 from flows.versions import Pinned
-
-REFERENCES = ("pixels", "nearest", "scratch", "base-unadapted")
 
 
 def score_name(metrics: dict[str, float], where: str) -> str:
@@ -35,7 +34,7 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
     roles = [name.removesuffix("/parameters") for name in m if name.endswith("/parameters")]
     score = score_name(m, f"test/{settings[0]}/base")
     asked = [("error", "challenge error"), ("error_joint", "joint")] if "challenge/runs" in m else []
-    header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), "ECE", "parameters", "adapt ms", "predict ms"]
+    header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), "ECE", "parameters", "MFLOP", "adapt ms", "predict ms"]
     table = []
     for role in roles:
         cells = [scored(m, f"test/{s}/{role}") for s in settings]
@@ -45,9 +44,9 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
         ece = m.get(f"test/{settings[0]}/{role}/ece")
         times = (f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))
         cells += [f"{m[where]:.2f} ± {m[f'{where}_ci95']:.2f}" if (where := f"challenge/{role}/{e}") in m else "" for e, _ in asked]
-        table.append([name, *cells, "" if ece is None else f"{ece:.3f}", size, *times])
+        table.append([name, *cells, "" if ece is None else f"{ece:.3f}", size, f"{m[f'{role}/flops'] / 1e6:.1f}", *times])
     if score == "accuracy":
-        table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), *([""] * (4 + len(asked)))])
+        table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), *([""] * (5 + len(asked)))])
     return header, table
 
 
@@ -73,9 +72,8 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     fate = "is champion" if decision.champion else "stays challenger"
     console.print(f"{decision.model} version {decision.version} {fate}: {decision.reason}", highlight=False, soft_wrap=True)
     console.print("next: make ui | python -m flows.adapt --help | python -m flows.evaluate --help", highlight=False, soft_wrap=True)
-    lines = ["| " + " | ".join(r) + " |" for r in [header, ["---"] * len(header), *body]]
     gate = f"**Promotion:** {decision.model} version {decision.version} {fate}: {decision.reason}"
-    create_markdown_artifact("\n".join([f"# {title}", "", *lines, "", gate, "", f"MLflow run `{line.run_id}`"]), key="result", description=title)
+    create_markdown_artifact("\n".join([f"# {title}", "", markdown(header, body), gate, "", f"MLflow run `{line.run_id}`"]), key="result", description=title)
     return {
         "run_id": line.run_id,
         "version": decision.version,

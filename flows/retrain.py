@@ -14,7 +14,7 @@ from components.contracts import StageRef
 from flows import artifacts, promotion, registry, report, stages, tracking
 from flows.caching import lookup
 from flows.config import load
-from flows.fanout import map_stage
+from flows.fanout import distilled
 from flows.plan import contender
 from flows.versions import pin_data
 
@@ -53,13 +53,19 @@ def retrain(overrides: list[str] | None = None, preset: list[str] | None = None,
         base = done(stages.pretrain, "base", tasksets)
         start = {"scratch": None, "pretrained": base.path}.get(config.learner.start, outside.start and outside.start[0])
         teacher = done(stages.meta_train, "teacher", tasksets, start)
-        taught_by = {"teacher": teacher.path, "base": base.path}.get(config.student.teacher, outside.teacher and outside.teacher[0])
-        students = map_stage(line, plan, stages.distill, pool, tasksets, taught_by)
-        fused = [done(stages.fuse, "fused", tasksets, students)] if students else []
+        made = {"base": base, "teacher": teacher}
+        teachers = [made[name].path if name in made else outside.teachers[name][0] for name in config.student.teachers()]
+        students, recipe = distilled(line, plan, pool, tasksets, teachers)
+        joined = [ref for kind in config.fusion.members for ref in (students if kind == "students" else [made[kind]])]
+        fused = [done(stages.fuse, "fused", tasksets, joined)] if students else []
+        if students and config.fusion.again:
+            again = stages.Lesson(0, config.seed, config.student.learner.fit.steps, recipe)
+            fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))
         models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
         evaluation = done(stages.evaluate, "evaluation", final, models, outside.champion and outside.champion[0])
         ours = models[contender(plan)]
         artifacts.headline(line, models, ours.name, evaluation)
+        artifacts.trade_off(line, evaluation)
         decision = promotion.promote(line, pool, ours, evaluation, outside)
         told = report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)
         return told | {"judged": ours.name, "seconds": ours.seconds, "evaluation": evaluation.path, "metrics": evaluation.metrics}

@@ -1,9 +1,10 @@
 """One short Prefect task a stage: fingerprint -> run the component -> record -> return a typed reference, as plain data."""
 
+import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,24 @@ from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 
-from components.contracts import Config, FitJob, FitSection, StageRef, from_plain, to_plain
+from components.contracts import SCORES, Config, FitJob, FitSection, StageRef
+from components.plain import from_plain, to_plain
 from flows import caching, paths, tracking
 from flows.caching import Key, Slot
 from flows.versions import Pinned
 
 Log = Callable[[int, dict[str, float]], None]
 Work = Callable[[Slot, Log], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one distillation is: which student (its widths), its seed, for how many steps, and the recipe's name (empty: the configured one)."""
+
+    index: int
+    seed: int
+    steps: int
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,13 +60,13 @@ def stage(name: str) -> Callable[[Callable[..., Any]], Any]:
     return task(name=name, cache_policy=policy, persist_result=True, result_serializer="json", task_run_name=name if name != "distill" else "{key.name}")
 
 
-def perform(key: Key, pipeline: Pipeline, inputs: Iterable[tuple[str, str, str]], work: Work) -> dict[str, Any]:
-    """Do a stage's work in its own MLflow run and commit its output; return the reference. Finished work is not done again."""
+def perform(key: Key, pipeline: Pipeline, inputs: Iterable[tuple[str, str, str]], work: Work, more: dict[str, str] | None = None) -> dict[str, Any]:
+    """Do a stage's work in its own MLflow run, with `more` tags, and commit its output; return the reference. Finished work is not done again."""
     with caching.writing(key) as slot:
         if slot.finished is not None:
             return dict(to_plain(slot.finished))
         print(f"{key.name}: running ({caching.why(key)[0]})", file=sys.stderr, flush=True)
-        tags = {**pipeline.tags, "stage": key.stage, "fingerprint": key.fingerprint}
+        tags = {**pipeline.tags, "stage": key.stage, "fingerprint": key.fingerprint, **{k: v for k, v in (more or {}).items() if v}}
         with tracking.run(pipeline.experiment, key.name, tags, pipeline.run_id) as run_id:
             started = time.monotonic()
             tracking.log_params(run_id, key.section)
@@ -116,8 +128,8 @@ def meta_train(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, s
 
 
 @stage("distill")
-def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teacher: str, index: int) -> dict[str, Any]:
-    """task sets x teacher -> student."""
+def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teachers: list[str], lesson: Lesson) -> dict[str, Any]:
+    """task sets x teachers -> student, by one recipe."""
     config = pipeline.config
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
@@ -130,22 +142,23 @@ def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teac
             pipeline,
             pool,
             tasksets,
-            section.learner.fit,
-            backbone=section.backbone(index, config.backbone),
+            dataclasses.replace(section.learner.fit, steps=lesson.steps),
+            backbone=section.backbone(lesson.index, config.backbone),
             learner=section.learner,
-            student=section,
-            teacher=teacher,
-            seed=config.seed + index,
+            recipe=section.recipes().get(lesson.recipe, section.recipe),
+            teachers=tuple(teachers),
+            seed=lesson.seed,
+            initial_seed=config.seed if section.same_start else lesson.seed,
             tasks_per_step=section.learner.tasks_per_step,
         )
         return fit(job, log, key.name)
 
-    return perform(key, pipeline, _inputs(pool, tasksets), work)
+    return perform(key, pipeline, _inputs(pool, tasksets), work, {"recipe": lesson.recipe})
 
 
 @stage("fuse")
-def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, students: list[StageRef]) -> dict[str, Any]:
-    """task sets x students -> fused learner; how they are joined is chosen on validation tasks."""
+def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members: list[StageRef]) -> dict[str, Any]:
+    """task sets x members -> fused learner; how they are joined is chosen on validation tasks."""
     config = pipeline.config
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
@@ -153,8 +166,8 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, student
         from components.domains.pool import open_pool
         from components.launch import fit
 
-        members, opened, trained = [s.path for s in students], open_pool(pool.path), None
-        weights = fusion.learn_weights(members, opened, tasksets.path)
+        own, opened, trained = [s.path for s in members], open_pool(pool.path), None
+        weights = fusion.weigh(own, opened, tasksets.path)
         if config.fusion.mode in ("auto", "joint"):
             trained = str(slot.partial / "joint")
             job = _job(
@@ -165,14 +178,13 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, student
                 tasksets,
                 config.fusion.fit,
                 backbone=config.backbone,
-                members=tuple(members),
+                members=tuple(own),
                 weights=tuple(weights),
                 tasks_per_step=config.fusion.tasks_per_step,
                 out=trained,
             )
             fit(job, log, "fused (joint)")
-        found = fusion.fuse(members, weights, config.fusion.mode, config.fusion.adapt == "joint", opened, tasksets.path, trained)
-        return fusion.save_best(found, slot.partial, students[0].path)
+        return fusion.save_best(fusion.fuse(own, weights, config.fusion, opened, tasksets.path, trained), slot.partial, own[0])
 
     return perform(key, pipeline, _inputs(pool, tasksets), work)
 
@@ -188,11 +200,17 @@ def evaluate(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, mod
         paths_ = {name: ref.path for name, ref in models.items()} | ({"champion": champion} if champion else {})
         config = pipeline.config
         objective = OBJECTIVES[config.domain.objective]
-        students = {name: objective.sign * ref.metrics[f"val/{objective.score_name}"] for name, ref in models.items() if ref.stage == "student"}
-        best = max(students, key=lambda name: students[name], default=None)
-        return examine(paths_, best, config.backbone, config.evaluation, config.trainer.threads, config.seed, pool.path, tasksets.path, slot.partial)
+        best = best_by_validation([ref for name, ref in models.items() if name.startswith("student-")], objective.score_name)
+        leader, e = best.name if best else None, config.evaluation
+        return examine(paths_, leader, config.backbone, e, config.trainer.threads, config.seed, pool.path, tasksets.path, slot.partial)
 
     return perform(key, pipeline, [(pool.domain, pool.md5, pool.path), ("tasksets-final", tasksets.fingerprint, tasksets.path)], work)
+
+
+def best_by_validation(refs: Sequence[StageRef], score: str) -> StageRef | None:
+    """Return the stage whose learner validation tasks call the best; of equal ones that with the least loss. None of none."""
+    sign = SCORES[score].sign
+    return max(refs, key=lambda ref: (sign * ref.metrics[f"val/{score}"], -ref.metrics["val/loss"]), default=None)
 
 
 def _inputs(pool: Pinned, tasksets: StageRef) -> list[tuple[str, str, str]]:
@@ -201,7 +219,7 @@ def _inputs(pool: Pinned, tasksets: StageRef) -> list[tuple[str, str, str]]:
 
 def _job(objective: Any, slot: Slot, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, fit: FitSection, **more: Any) -> FitJob:
     config = pipeline.config
-    given: dict[str, Any] = {"seed": config.seed, "out": str(slot.partial)} | more
+    given: dict[str, Any] = {"seed": config.seed, "out": str(slot.partial), "turns": config.tasks.turns} | more
     return FitJob(
         objective=objective, state=str(slot.state), pool=pool.path, tasksets=tasksets.path, domain=config.domain, fit=fit, trainer=config.trainer, **given
     )

@@ -66,7 +66,7 @@ def publish(points: Sequence[Point], run_id: str) -> None:
     """Print the table of a sweep and keep it with the sweep's MLflow run."""
     from rich.console import Console
 
-    from flows import tracking
+    from flows import artifacts, tracking
     from flows.report import framed
 
     header, body = table(points)
@@ -74,5 +74,4 @@ def publish(points: Sequence[Point], run_id: str) -> None:
     title = f"{len(points)} runs, {seeds} seed{'s' * (seeds > 1)} each (range over seeds in brackets), 95 % intervals over groups and tasks"
     console = Console() if Console().is_terminal else Console(width=200)
     console.print(framed(title, header, body))
-    lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *body]]
-    tracking.store().log_text(run_id, "\n".join([title, "", *lines, ""]), "sweep.md")
+    tracking.store().log_text(run_id, f"{title}\n\n{artifacts.markdown(header, body)}", "sweep.md")

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from components.contracts import InputError, flatten
+from components.contracts import InputError
+from components.plain import flatten
 from flows import paths
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]

@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from components.contracts import DomainSection, InputError, fingerprint, to_plain
+from components.contracts import DomainSection, InputError
+from components.plain import fingerprint, to_plain
 from flows import paths
 
 PIN = "data.dvc"

@@ -1,4 +1,7 @@
-"""Fusion and distillation against closed forms."""
+"""Fusion against closed forms: what each way of joining promises, and what it refuses."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,11 +10,18 @@ from scipy.optimize import minimize
 from tasks_for_tests import predict, spec, tasks
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
-from components.contracts import InputError
-from components.distillation import distillation_loss, soft_loss
-from components.fusion import mixture_weights
+from components import mixing
+from components.contracts import FusionSection, InputError
+from components.domains.pool import Pool
+from components.fusion import MODES, Members, fuse, save_best, weigh
 from components.learners import store
 from components.learners.fused import FusedLearner
+from components.learners.learner import Learner
+from components.mixing import greedy_weights, mixture_weights, soup
+from components.networks import BatchNorm
+from components.tasks import Examples
+from components.validation import Validation
+from flows.config import load
 
 SHAPE = (1, 28, 28)
 
@@ -78,44 +88,149 @@ def test_joint_adaptation_lowers_the_fused_support_loss_more_than_none() -> None
     assert loss(adapted) < loss(before) - 1e-4
 
 
-def test_the_soft_loss_is_the_divergence_at_temperature() -> None:
+def stored(folder: Path, learner: Learner, name: str = "protonet", start: str | None = "one") -> str:
+    store.save(learner, spec(name), folder, {"domain": "small", "trained_on": [], "start": start})
+    return str(folder)
+
+
+def fusion(mode: str, **more) -> FusionSection:
+    return replace(load().fusion, mode=mode, **more)
+
+
+@pytest.mark.parametrize("mode", ["average", "weights", "greedy", "conditioned", "concat", "soup"])
+@pytest.mark.parametrize("name", ["protonet", "ridge"])
+def test_a_learner_fused_with_itself_by_any_mode_that_promises_it_is_the_learner(
+    mode: str, name: str, small_pool: Pool, small_tasksets: Path, tmp_path: Path
+) -> None:
+    if mode == "concat" and name == "ridge":
+        return
+    one = store.build(spec(name, norm="running"), 0).eval()
+    mixing.estimate_statistics(one, small_pool)
+    paths = [stored(tmp_path / str(i), one, name) for i in range(2)]
+    (found,) = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion(mode), small_pool, str(small_tasksets), None)
+    batch = tasks(shot=3)
+    alone = log_softmax(predict(one, batch), -1)
+    both = predict(found.learner, batch) * found.learner.temperature  # before the fused learner's own calibration
+    assert torch.allclose(alone, log_softmax(both, -1), atol=2e-4)
+    weights = found.spec.get("weights", [1.0])
+    assert sum(weights) == pytest.approx(1, abs=1e-6) and min(weights) >= 0
+
+
+def test_what_validation_tasks_call_best_is_kept_with_the_table_of_all(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    paths = [stored(tmp_path / str(i), store.build(spec("protonet", norm="running"), i), start=str(i)) for i in range(3)]
+    found = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion("auto"), small_pool, str(small_tasksets), None)
+    assert {c.mode for c in found} == set(MODES) - {"soup", "joint"}  # different starts, nothing trained further
+    metrics = save_best(found, tmp_path / "out", paths[0])
+    totals = {c.mode: c.scores["accuracy"] + c.scores["more_accuracy"] for c in found}
+    assert totals[found[0].mode] == max(totals.values())
+    loaded, told, about = store.load(tmp_path / "out")
+    assert about["objective"] == f"fused: {found[0].mode}" and told == found[0].spec
+    batch = tasks()
+    assert torch.allclose(predict(loaded, batch), predict(found[0].learner, batch), atol=1e-5)
+    assert metrics["val/accuracy"] == found[0].scores["accuracy"]
+
+
+def test_greedy_selection_prefers_who_is_right_where_others_are_wrong() -> None:
+    strong = torch.tensor([0.9] * 80 + [0.05] * 20)
+    twin = strong * 0.999
+    other = torch.tensor([0.45] * 80 + [0.9] * 20)  # worse alone, right where the strong one fails
+    found = greedy_weights(torch.stack([strong, twin, other]).log(), None, rounds=40)
+    assert found[2] > 0.3 and found[1] == 0
+    best = mixture_weights(torch.stack([strong, other]).log())
+    assert abs(found[2] - best[1]) < 0.05  # on this convex problem greedy comes near the optimum
+    values, targets = torch.tensor([[1.0, 0.0, 1.0], [3.0, 2.0, 3.0]]), torch.tensor([2.0, 1.0, 2.0])
+    assert greedy_weights(values, targets).tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_over_the_weights_alone_the_joint_objective_collapses_to_the_best_member() -> None:
+    # sum_i w_i L_i is linear in w: its minimum over the simplex is a corner, however much a mixture would gain. That is why `joint` trains
+    # parameters, and takes its weights from the mixture's own loss.
     random = np.random.default_rng(1)
-    student, teacher, tau = random.normal(size=(2, 5, 4)), random.normal(size=(2, 5, 4)), 3.0
-    p, q = (np.exp(z / tau) / np.exp(z / tau).sum(-1, keepdims=True) for z in (teacher, student))
-    wanted = tau**2 * (p * np.log(p / q)).sum(-1).mean()
-    assert soft_loss(torch.tensor(student), torch.tensor(teacher), tau).item() == pytest.approx(wanted, rel=1e-9)
-    assert soft_loss(torch.tensor(teacher), torch.tensor(teacher), tau).item() == pytest.approx(0, abs=1e-12)
+    likelihood = random.beta(2, 1, (3, 400))
+    losses = -np.log(likelihood).mean(1)
+    bounds, total = [(0, 1)] * 3, {"type": "eq", "fun": lambda w: w.sum() - 1}
+    corner = minimize(lambda w: w @ losses, np.full(3, 1 / 3), bounds=bounds, constraints=total, method="SLSQP").x
+    assert corner[losses.argmin()] == pytest.approx(1, abs=1e-6)
+    mixed = mixture_weights(torch.tensor(likelihood).log()).numpy()
+    assert -np.log(mixed @ likelihood).mean() < losses.min() - 0.03 and mixed.max() < 0.9
 
 
-def test_at_high_temperature_the_gradient_matches_logits() -> None:
-    # Hinton et al. 2015, sec. 2.1, eq. 4: for zero-mean logits the gradient tends to (z - v) / N (times tau^2 / tau^2).
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(1, 6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    student, teacher = student - student.mean(-1, keepdim=True), teacher - teacher.mean(-1, keepdim=True)
-    student.requires_grad_()
-    soft_loss(student, teacher, 1e4).backward()
-    assert torch.allclose(student.grad * 6, (student - teacher).detach() / 4, atol=1e-3)
+def test_evidence_is_each_members_likelihood_of_every_example_left_out() -> None:
+    batch = tasks(count=2, way=3, shot=3)
+    learner = fused(["protonet", "base"], "conditioned", [0.5, 0.5])
+    with torch.no_grad():
+        features = learner.encode_tasks(batch.support.x)
+        found = learner.evidence(Examples(features, batch.support.y, 3))
+        for t in range(2):
+            for m, member in enumerate(learner.members):
+                total = 0.0
+                for held in range(9):
+                    kept = [i for i in range(9) if i != held]
+                    support = Examples(batch.support.x[t : t + 1, kept], batch.support.y[t : t + 1, kept], 3)
+                    outputs = member.predict(member.adapt(support), batch.support.x[t : t + 1, held : held + 1])
+                    total += outputs.log_softmax(-1)[0, 0, batch.support.y[t, held]].item()
+                assert found[t, m].item() == pytest.approx(total, abs=1e-3)
+        weights = learner.adapt(batch.support)["log_weights"].exp()
+        assert torch.allclose(weights, found.softmax(-1), atol=1e-4)  # the posterior over members of equal prior
 
 
-def test_weight_zero_is_cross_entropy_and_the_teacher_gets_no_gradient() -> None:
-    batch, student, teacher = tasks(), store.build(spec("protonet"), 0), store.build(spec("maml"), 1).eval()
-    loss, _ = distillation_loss(student, teacher, batch, 4.0, 0.0)
-    assert loss.item() == pytest.approx(cross_entropy(student(batch).flatten(0, 1), batch.query.y.flatten()).item(), rel=1e-5)
-    distillation_loss(student, teacher, batch, 4.0, 0.7)[0].backward()
-    assert all(p.grad is None for p in teacher.parameters())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+def test_at_one_shot_there_is_no_evidence_and_the_weights_are_those_of_all_tasks() -> None:
+    learner = fused(["protonet", "base"], "conditioned", [0.2, 0.8])
+    with torch.no_grad():
+        weights = learner.adapt(tasks(shot=1).support)["log_weights"].exp()
+    assert torch.allclose(weights, torch.tensor([0.2, 0.8]).expand_as(weights))
 
 
-def test_a_teacher_that_is_far_off_or_not_finite_teaches_no_value() -> None:
-    batch = tasks(shape=(5,), way=1, shot=6)
-    student, teacher = (store.build(spec(name, "squared_error", "mlp")) for name in ("ridge", "maml"))
-    hard = student.meta_loss(batch)[0].item()
-    for value in (float("inf"), float("nan"), 1e6):
-        teacher.forward = lambda batch, value=value: torch.full_like(batch.query.y.unsqueeze(-1), value)
-        student.zero_grad()
-        loss, metrics = distillation_loss(student, teacher, batch, 1.0, 0.5)
-        loss.backward()
-        assert metrics["soft_loss"] == 0 and loss.item() == pytest.approx(hard / 2, rel=1e-5)
-        assert all(torch.isfinite(p.grad).all() for p in student.parameters())
-    teacher.forward = lambda batch: batch.query.y.unsqueeze(-1)  # knows the truth
-    assert distillation_loss(student, teacher, batch, 1.0, 1.0)[0].item() == pytest.approx(hard, rel=1e-5)
+def test_whitening_makes_the_spread_within_training_classes_alike_in_all_directions(small_pool: Pool, small_tasksets: Path) -> None:
+    learner = fused(["protonet", "base"], "whitened", [0.4, 0.6])
+    shrinkage = mixing.whiten(learner, small_pool, Validation(small_pool, small_tasksets))
+    classes = small_pool.split("train")
+    joined, labels = [], []
+    with torch.no_grad():
+        for label, c in enumerate(classes):
+            own = small_pool.first[c] + np.arange(8)
+            x = torch.from_numpy(small_pool.inputs[own]).unsqueeze(1).float() / 255
+            parts = [torch.nn.functional.normalize(m.encode(x).flatten(1), dim=-1) * w.sqrt() for m, w in zip(learner.members, learner.weights, strict=True)]
+            joined.append(torch.cat(parts, 1).double().numpy())
+            labels += [label] * 8
+    spread = np.concatenate([x - x.mean(0) for x in joined])
+    covariance = spread.T @ spread / len(spread)
+    shrunk = covariance + shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    mapped = learner.projection.double().numpy().T @ shrunk @ learner.projection.double().numpy()
+    assert np.allclose(mapped, np.eye(len(mapped)), atol=1e-3)
+    assert np.allclose(learner.centre.numpy(), np.concatenate(joined).mean(0), atol=1e-5)
+
+
+def test_a_soup_is_the_mean_and_that_of_equal_weights_the_identity() -> None:
+    one, other = ({n: t.double() for n, t in store.build(spec("protonet"), s).state_dict().items()} for s in (0, 1))
+    for name, value in soup([one, one, one]).items():
+        assert torch.equal(value, one[name])
+    for name, value in soup([one, other]).items():
+        assert torch.allclose(value, (one[name] + other[name]) / 2)
+
+
+def test_a_soup_measures_its_statistics_anew(small_pool: Pool) -> None:
+    learner = store.build(spec("protonet"), 0).eval()
+    norm = next(m for m in learner.modules() if isinstance(m, BatchNorm))
+    norm.running_mean.fill_(5.0)
+    mixing.estimate_statistics(learner, small_pool, items=10**6, size=10**6)  # one batch: its statistics are everybody's
+    own = small_pool.items(small_pool.split("train"))
+    x = torch.from_numpy(small_pool.inputs[own]).unsqueeze(1).float() / 255
+    with torch.no_grad():
+        maps = torch.nn.functional.max_pool2d(learner.backbone.blocks[0].conv(x), 2)
+    assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(norm.running_var, maps.transpose(0, 1).flatten(1).var(1), rtol=1e-3)
+    assert not norm.training
+
+
+def test_networks_of_different_starts_make_no_soup(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    for starts in (("a", "b"), (None, None)):
+        paths = [stored(tmp_path / f"{starts[0]}{i}", store.build(spec("protonet"), i), start=starts[i]) for i in range(2)]
+        with pytest.raises(InputError, match="began at the same weights"):
+            fuse(paths, [0.5, 0.5], fusion("soup"), small_pool, str(small_tasksets), None)
+
+
+def test_members_that_say_nothing_are_left_out() -> None:
+    members = Members(("a", "b", "c"), [store.build(spec("protonet"), s) for s in range(3)], [spec("protonet")] * 3, ["x", "y", "z"])
+    own, weights = members.chosen([0.75, 0.0, 0.25])
+    assert own.paths == ("a", "c") and own.starts == ["x", "z"] and weights == [0.75, 0.25]

@@ -10,10 +10,11 @@ import torch
 from scipy.spatial.distance import cdist
 from tasks_for_tests import CLASSIFIERS, CONV, EVERY, PICTURES, gradient, predict, spec, tasks
 
-from components.contracts import InputError, to_plain
+from components.contracts import InputError
 from components.learners import store
 from components.learners.options import FAMILIES
 from components.learners.reference import Nearest, Scratch
+from components.plain import to_plain
 from components.tasks import Examples, TaskBatch
 
 NAMES = [*FAMILIES, "theta*"]

@@ -24,7 +24,7 @@ def runs_of(workspace: Workspace) -> list:
 
 def test_the_first_run_ends_with_the_table_and_a_champion(finished: Workspace) -> None:
     out = finished.first.stdout
-    for role in ("pixels", "scratch", "base-unadapted", "base", "teacher", "student-2", "fused", "chance"):
+    for role in ("pixels", "scratch", "base-unadapted", "base", "teacher", "student-2", "students-mean", "fused", "chance"):
         assert f"\n {role} " in out, role
     assert "cached: nothing" in out
     assert "glyphs version 1 is champion: there was no champion" in out
@@ -186,6 +186,40 @@ def test_the_chain_runs_with_a_teacher_that_learns_its_rule(finished: Workspace)
     found = [p for p in (finished.root / "mlruns/stages/teacher").glob("*/roles.json") if "meta_sgd" in p.with_name("learner.json").read_text()]
     roles = json.loads(found[0].read_text())
     assert roles["theta"] and roles["theta_meta"] and roles["theta_fixed"] is False
+
+
+@pytest.mark.slow
+def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(finished: Workspace) -> None:
+    changes = ["student.sweep=[{relation_weight: 1}, {teacher_shots: 2, noise: 0.1}]", "student.sweep_steps=20"]
+    more = [*changes, "student.generations=2", "student.teacher=teacher+base", "fusion.again=true", "fusion.members=[students,base]"]
+    out = finished.retrain(SMOKE, *more).stdout
+    assert re.search(r"\n fused-distilled +\d", out) and "fused-distilled - student-best" in out
+    runs = runs_of(finished)
+    parent = max((r for r in runs if r.data.tags["stage"] == "retrain"), key=lambda r: r.info.start_time)
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    tried = {name.split("/")[1]: value for name, value in parent.data.metrics.items() if name.startswith("recipes/") and name.endswith("val/accuracy")}
+    assert set(tried) == {"plain", "relation_weight-1", "teacher_shots-2-noise-0.1"}
+    assert tried[parent.data.tags["recipe"]] == max(tried.values()), "validation tasks choose the recipe"
+    students = [r for r in children if r.data.tags["stage"] == "student"]
+    assert all(r.data.tags["recipe"] == parent.data.tags["recipe"] for r in students)
+    generations = {r.info.run_name for r in students}
+    assert generations == {f"student-{i}{g}" for i in range(3) for g in ("", "-generation-1")} | {"fused-distilled"}
+    assert "ran: nothing" in finished.retrain(SMOKE, *more).stdout
+
+
+@pytest.mark.slow
+def test_students_of_one_start_make_a_soup(finished: Workspace) -> None:
+    out = finished.retrain(SMOKE, "student.same_start=true", "fusion.mode=soup").stdout
+    sizes = dict(re.findall(r"\n (student-0|fused) .* ([\d,]+) +[\d.]+ +[\d.]+ +[\d.]+ *(?=\n)", out))
+    assert sizes["fused"] == sizes["student-0"], "a soup is as large as one student"
+
+
+def test_the_trade_off_is_drawn_and_tabled(finished: Workspace) -> None:
+    parent = next(r for r in runs_of(finished) if r.data.tags["stage"] == "retrain")
+    files = {a.path for a in finished.mlflow().list_artifacts(parent.info.run_id, "figures")}
+    assert files == {f"figures/trade-off-{setting}.png" for setting in ("5w1s", "5w5s")}
+    assert parent.data.metrics["student-0/flops"] < parent.data.metrics["teacher/flops"]
+    assert parent.data.metrics["students-mean/parameters"] == sum(parent.data.metrics[f"student-{i}/parameters"] for i in range(3))
 
 
 @pytest.mark.slow

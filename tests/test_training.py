@@ -25,7 +25,7 @@ def job(pool: Pool, tasksets: Path, folder: Path, objective: str, **more) -> Fit
     made = FitJob(
         objective=objective, out=str(folder / "out"), state=str(folder / "state"), pool=str(pool.path), tasksets=str(tasksets), seed=0,
         domain=CONFIG.domain, backbone=backbone, fit=SECTION, trainer=replace(CONFIG.trainer, threads=1), base=replace(CONFIG.base, batch=64),
-        learner=CONFIG.student.learner, student=CONFIG.student, tasks_per_step=2,
+        learner=CONFIG.student.learner, tasks_per_step=2,
     )  # fmt: skip
     return replace(made, **more)
 
@@ -88,7 +88,8 @@ def test_an_interrupted_fit_ends_as_an_undisturbed_one(small_pool: Pool, small_t
     more = {}
     if objective == "distill":
         fit(job(small_pool, small_tasksets, tmp_path / "teacher", "meta"), lambda *_: None, "teacher")
-        more = {"teacher": str(tmp_path / "teacher" / "out")}
+        recipe = replace(CONFIG.student.recipe, feature_weight=1.0, class_weight=1.0, teacher_shots=2, noise=0.1, unlabelled=3)
+        more = {"teachers": (str(tmp_path / "teacher" / "out"),), "recipe": recipe}
     wanted = outcome(tmp_path / "a", fit(job(small_pool, small_tasksets, tmp_path / "a", objective, **more), lambda *_: None, "a"))
     disturbed = job(small_pool, small_tasksets, tmp_path / "b", objective, **more)
 

@@ -4,32 +4,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.contracts import InputError
+from components.contracts import require
 from components.learners.gradient import Maml
-from components.learners.learner import Adapted, Learner
+from components.learners.learner import Adapted, Learner, class_means
+from components.objectives import one_hot
 from components.tasks import Examples
+
+SIDE_BY_SIDE = ("concat", "whitened")
+COMBINE = ("mixture", "conditioned", *SIDE_BY_SIDE)
 
 
 class FusedLearner(Learner):
     """Members joined by a convex mixture of their predictive distributions, or by concatenated features with one adaptation.
 
-    `combine="mixture"`: p = sum_i w_i p_i (weights uniform for averaging). `combine="concat"`: features sqrt(w_i) phi_i side by side,
-    one centroid a class, one cosine. `joint=True` adapts gradient-based members as one model on the mixture's loss; for members whose
-    adaptation is a mean a class the two ways coincide. theta_meta are the members' own, and the weights (set on validation tasks).
+    `combine="mixture"`: p = sum_i w_i p_i (weights uniform for averaging). `"conditioned"`: the weights of a task are w_i times the likelihood
+    that member i gives to each support example when adapted to the others (leave-one-out), to the power of `sharpness`. `"concat"`:
+    features sqrt(w_i) phi_i side by side, one centroid a class, one cosine. `"whitened"`: the same after a linear map of the features.
+    `joint=True` adapts gradient-based members as one model on the mixture's loss; for members whose adaptation is a mean a class the two
+    ways coincide. theta_meta are the members' own, and the weights (set on validation tasks).
     """
 
     weights: Tensor
+    sharpness: Tensor
+    centre: Tensor
+    projection: Tensor
 
     def __init__(self, members: list[Learner], combine: str, weights: list[float], joint: bool, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         gradient = [isinstance(m, Maml) for m in members]
-        if combine == "concat" and not all(m.centroids for m in members):
-            raise InputError("fusion.mode=concat needs members with a shared encoder and one mean a class, got another kind. Use fusion.mode=weights.")
-        if joint and any(gradient) and not all(gradient):
-            raise InputError("fusion.adapt=joint needs members of one family, got gradient-based and metric ones. Use fusion.adapt=members.")
+        require(
+            combine not in SIDE_BY_SIDE or all(m.centroids for m in members),
+            f"fusion.mode={combine} needs members with a shared encoder and one mean a class, got another kind. Use fusion.mode=weights.",
+        )
+        one_family = not (joint and any(gradient)) or all(gradient)
+        require(one_family, "fusion.adapt=joint needs members of one family, got gradient-based and metric ones. Use fusion.adapt=members.")
         self.members = nn.ModuleList(members)
         self.objective = members[0].objective
+        weighs = combine != "conditioned" or self.objective.name == "cross_entropy"
+        require(weighs, "fusion.mode=conditioned weighs members by how likely classes are, and values have none. Use fusion.mode=weights.")
         self.combine, self.joint = combine, joint and all(gradient)
+        self.encodes = all(m.encodes for m in members)
         self.tasks_at_once = min(m.tasks_at_once for m in members)
         self.theta_fixed = all(m.theta_fixed for m in members)
         self.theta_meta = tuple(f"members.{i}.{name}" for i, m in enumerate(members) for name in m.theta_meta)
@@ -40,6 +54,12 @@ class FusedLearner(Learner):
             self.eval()
             self.shapes = [m.encode(blank).shape[1:] for m in self._members()]
             self.train(was)
+        if combine == "conditioned":
+            self.register_buffer("sharpness", torch.ones(()))
+        if combine == "whitened":
+            size = sum(s.numel() for s in self.shapes)
+            self.register_buffer("centre", torch.zeros(size))
+            self.register_buffer("projection", torch.eye(size))
 
     def _members(self) -> list[Learner]:
         return list(self.members)  # type: ignore[arg-type]
@@ -52,31 +72,62 @@ class FusedLearner(Learner):
         parts = torch.split(features, [s.numel() for s in self.shapes], dim=-1)
         return [part.reshape(*part.shape[:-1], *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
-    def _side_by_side(self, features: Tensor) -> Tensor:
+    def side_by_side(self, features: Tensor) -> Tensor:
+        """Return features [T, N, sum of sizes] of length one, each member's share of it by its weight; mapped where they are whitened."""
         parts = [F.normalize(part, dim=-1) * w.sqrt() for part, w in zip(self.split(features), self.weights, strict=True)]
-        return torch.cat(parts, -1)
+        joined = torch.cat(parts, -1)
+        return F.normalize((joined - self.centre) @ self.projection, dim=-1) if self.combine == "whitened" else joined
 
     def adapt_features(self, support: Examples) -> Adapted:
-        if self.combine == "concat":
-            joined = self._side_by_side(support.x)
-            belongs = F.one_hot(support.y, support.way).to(joined.dtype).transpose(1, 2)
-            return {"prototypes": F.normalize(belongs @ joined, dim=-1)}
+        if self.combine in SIDE_BY_SIDE:
+            means = class_means(self.side_by_side(support.x), support.y, support.way)
+            return {"prototypes": F.normalize(means, dim=-1)}
         if self.joint:
             return self._adapt_as_one(support)
+        adapted = self._adapt_members(support)
+        if self.combine == "conditioned":
+            adapted["log_weights"] = self.log_weights(self.evidence(support))
+        return adapted
+
+    def _adapt_members(self, support: Examples) -> Adapted:
         adapted = {}
         for i, (member, x) in enumerate(zip(self._members(), self.split(support.x), strict=True)):
             state = member.adapt_features(Examples(x, support.y, support.way))
             adapted.update({f"{i}/{name}": value for name, value in state.items()})
         return adapted
 
+    def evidence(self, support: Examples) -> Tensor:
+        """Return each member's log-likelihood [T, M] of the support, every example predicted from the others.
+
+        An example that is its class's only one cannot be left out: at one shot there is no evidence, and the weights are those of all tasks.
+        """
+        shots = one_hot(support.y, support.way, support.x.dtype).sum(1)
+        found = torch.zeros(len(support.y), len(self.members), device=support.x.device)
+        for held in range(support.y.shape[1]):
+            label = support.y[:, held : held + 1]
+            known = shots.gather(1, label) > 1
+            if not known.any():
+                continue
+            kept = [i for i in range(support.y.shape[1]) if i != held]
+            adapted = self._adapt_members(Examples(support.x[:, kept], support.y[:, kept], support.way))
+            outputs = torch.stack(self.member_outputs(adapted, support.x[:, held : held + 1]), 1)[:, :, 0]  # [T, M, way]
+            likely = outputs.log_softmax(-1).gather(-1, label.unsqueeze(1).expand(-1, len(self.members), -1)).squeeze(-1)
+            found = found + torch.where(known, likely, 0.0)
+        return found
+
+    def log_weights(self, evidence: Tensor) -> Tensor:
+        """Return log w_i + sharpness times the evidence for i, normalised over members: [T, M]."""
+        return (self.weights.clamp_min(1e-12).log() + self.sharpness * evidence).log_softmax(-1)
+
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
-        if self.combine == "concat":
+        if self.combine in SIDE_BY_SIDE:
             scale = torch.stack([m.log_scale.exp() for m in self._members()]).mean()  # type: ignore[operator]
-            return self._side_by_side(x) @ adapted["prototypes"].transpose(1, 2) * scale
+            return self.side_by_side(x) @ adapted["prototypes"].transpose(1, 2) * scale
         if self.objective.name != "cross_entropy":
             return torch.einsum("m,mtqo->tqo", self.weights, torch.stack(self.member_outputs(adapted, x)))
         logs = F.log_softmax(torch.stack(self.member_outputs(adapted, x)), -1)
-        return torch.logsumexp(logs + self.weights.clamp_min(1e-12).log()[:, None, None, None], 0)
+        weights = adapted["log_weights"].T if "log_weights" in adapted else self.weights.clamp_min(1e-12).log().unsqueeze(1)
+        return torch.logsumexp(logs + weights[:, :, None, None], 0)
 
     def member_outputs(self, adapted: Adapted, x: Tensor) -> list[Tensor]:
         """Return each member's calibrated outputs [T, Q, out] for query features [T, Q, ...]."""

@@ -190,14 +190,19 @@ CLASSES, VALUES = ("cross_entropy",), ("squared_error", "ranking")
 
 @dataclass(frozen=True)
 class Family:
-    """Where a learner's code is, what options it takes, which objectives it can learn, and why not the others."""
+    """Where a learner's code is, what options it takes, which objectives it can learn, and why not the others.
+
+    `inner`: it adapts by the inner loop of gradient.py. `encodes`: one encoder serves all tasks. `centroids`: it keeps one mean a class, by cosine.
+    """
 
     module: str
     kind: str
     options: type
     objectives: tuple[str, ...] = ALL
     why: str = ""
-    inner: bool = False  # adapts by the inner loop of gradient.py
+    inner: bool = False
+    encodes: bool = True
+    centroids: bool = False
 
     @property
     def path(self) -> str:
@@ -206,22 +211,22 @@ class Family:
 
 _MEANS = "it keeps one mean a class, and values have no classes"
 FAMILIES: dict[str, Family] = {
-    "maml": Family("gradient", "Maml", InnerOptions, inner=True),
-    "fomaml": Family("gradient", "Maml", InnerOptions, inner=True),
-    "finetune": Family("gradient", "Maml", InnerOptions, inner=True),
+    "maml": Family("gradient", "Maml", InnerOptions, inner=True, encodes=False),
+    "fomaml": Family("gradient", "Maml", InnerOptions, inner=True, encodes=False),
+    "finetune": Family("gradient", "Maml", InnerOptions, inner=True, encodes=False),
     "anil": Family("gradient", "Anil", AnilOptions, inner=True),
-    "meta_sgd": Family("rules", "MetaSgd", InnerOptions, inner=True),
-    "reptile": Family("gradient", "Reptile", InnerOptions, inner=True),
-    "imaml": Family("gradient", "Imaml", ImamlOptions, inner=True),
-    "mamlpp": Family("rules", "MamlPlusPlus", MamlPlusPlusOptions, inner=True),
-    "meta_curvature": Family("rules", "MetaCurvature", InnerOptions, inner=True),
-    "alfa": Family("rules", "Alfa", AlfaOptions, inner=True),
-    "lstm": Family("rules", "LstmLearner", LstmOptions, inner=True),
+    "meta_sgd": Family("rules", "MetaSgd", InnerOptions, inner=True, encodes=False),
+    "reptile": Family("gradient", "Reptile", InnerOptions, inner=True, encodes=False),
+    "imaml": Family("gradient", "Imaml", ImamlOptions, inner=True, encodes=False),
+    "mamlpp": Family("rules", "MamlPlusPlus", MamlPlusPlusOptions, inner=True, encodes=False),
+    "meta_curvature": Family("rules", "MetaCurvature", InnerOptions, inner=True, encodes=False),
+    "alfa": Family("rules", "Alfa", AlfaOptions, inner=True, encodes=False),
+    "lstm": Family("rules", "LstmLearner", LstmOptions, inner=True, encodes=False),
     "ridge": Family("closed_form", "Ridge", RidgeOptions),
     "logistic": Family("closed_form", "Logistic", LogisticOptions, CLASSES, "a logistic head tells classes apart"),
     "rfs": Family("closed_form", "Logistic", LogisticOptions, CLASSES, "a logistic head tells classes apart"),
-    "protonet": Family("metric", "ProtoNet", ProtoNetOptions, CLASSES, _MEANS),
-    "base": Family("metric", "ProtoNet", ProtoNetOptions, CLASSES, _MEANS),
+    "protonet": Family("metric", "ProtoNet", ProtoNetOptions, CLASSES, _MEANS, centroids=True),
+    "base": Family("metric", "ProtoNet", ProtoNetOptions, CLASSES, _MEANS, centroids=True),
     "matching": Family("metric", "Matching", MatchingOptions),
     "relation": Family("metric", "Relation", RelationOptions, CLASSES, "it scores classes, and values have none"),
     "local": Family("metric", "Local", LocalOptions, CLASSES, "it compares places of feature maps class by class"),

@@ -1,5 +1,6 @@
 """Learners on disk: a specification in JSON and weights in safetensors. Nothing is unpickled."""
 
+import hashlib
 import importlib
 import json
 import threading
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.contracts import BackboneSection, InputError, from_plain, to_plain
+from components.contracts import BackboneSection, InputError
 from components.learners.learner import Learner
 from components.learners.options import BASES, family
 from components.networks import build_backbone
 from components.objectives import OBJECTIVES
+from components.plain import from_plain, to_plain
 
 Spec = dict[str, Any]
 
@@ -82,6 +84,14 @@ def load(folder: str | Path) -> tuple[Learner, Spec, dict[str, Any]]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"A learner needs learner.json and learner.safetensors that match, got in {folder}: {first}. Train or register it again.") from error
     return learner.eval(), told["spec"], told["about"]
+
+
+def digest(learner: Learner) -> str:
+    """Return a digest of a learner's weights: two learners with the same one began, or stand, at the same place."""
+    found = hashlib.sha256()
+    for name, tensor in learner.state_dict().items():
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def about(folder: str | Path) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""Sections and references as plain data, there and back, and the fingerprint that names every result. Standard library only."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+
+def to_plain(value: Any) -> Any:
+    """Turn sections, references and paths into plain dicts, lists, strings and numbers."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+T = TypeVar("T")
+
+
+def from_plain(kind: type[T], plain: Any) -> T:
+    """Rebuild a dataclass from `to_plain`'s output."""
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        inner = next(a for a in typing.get_args(kind) if a is not type(None))
+        return typing.cast(T, None) if plain is None else from_plain(inner, plain)
+    if origin in (list, tuple):
+        item = typing.get_args(kind)[0]
+        return typing.cast(T, origin(from_plain(item, v) for v in plain))
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return kind(**{k: from_plain(hints[k], v) for k, v in plain.items()})
+    return typing.cast(T, plain)
+
+
+def fingerprint(value: Any) -> str:
+    """Return sha256 (hex) of the canonical JSON of plain data: the same content gives the same name, whatever the order of keys."""
+    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dicts to dotted keys: {"a": {"b": 1}} -> {"a.b": 1}. Lists stay whole."""
+    if not isinstance(plain, dict):
+        return {prefix: plain}
+    return {k: v for key, value in plain.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}

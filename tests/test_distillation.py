@@ -1,0 +1,223 @@
+"""Distillation: each loss against a closed form, what a teacher has besides, and who is taught."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tasks_for_tests import PICTURES, predict, spec, tasks
+from torch.nn.functional import cross_entropy, softmax
+
+from components.batches import ItemBatches, LessonBatches, TaskBatches
+from components.contracts import AugmentSection, InputError, RecipeSection
+from components.distillation import Distillation, class_features, feature_loss, relation_loss, soft_loss, value_loss
+from components.domains import images
+from components.domains.pool import Pool
+from components.learners import store
+from components.learners.learner import Learner
+from components.tasks import Examples, Lesson
+from components.tasksets import read_table
+from components.training import _teacher
+
+NONE = AugmentSection(0, 0, 0, 0, 0)
+PLAIN = RecipeSection(temperature=4.0, soft_weight=0.0, class_weight=0.0, feature_weight=0.0, relation_weight=0.0, teacher_shots=0, noise=0.0, unlabelled=0)
+
+
+def lesson(unlabelled: int = 0, **more) -> Lesson:
+    batch = tasks(**more)
+    loose = torch.rand(len(batch.query.y), unlabelled, *batch.query.x.shape[2:], generator=torch.Generator().manual_seed(5))
+    return Lesson(batch.support, batch.query, batch.support, loose)
+
+
+def loss_of(student: Learner, teacher: Learner, recipe: RecipeSection, given: Lesson, classes=None, shape=PICTURES):
+    with store.initial_weights(7):
+        return Distillation(student, teacher.eval(), recipe, shape, classes)(given)
+
+
+def test_the_soft_loss_is_the_divergence_at_temperature() -> None:
+    random = np.random.default_rng(1)
+    student, teacher, tau = random.normal(size=(2, 5, 4)), random.normal(size=(2, 5, 4)), 3.0
+    p, q = (np.exp(z / tau) / np.exp(z / tau).sum(-1, keepdims=True) for z in (teacher, student))
+    wanted = tau**2 * (p * np.log(p / q)).sum(-1).mean()
+    assert soft_loss(torch.tensor(student), torch.tensor(teacher), tau).item() == pytest.approx(wanted, rel=1e-9)
+    assert soft_loss(torch.tensor(teacher), torch.tensor(teacher), tau).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_at_high_temperature_the_gradient_matches_logits() -> None:
+    # Hinton et al. 2015, sec. 2.1, eq. 4: for zero-mean logits the gradient tends to (z - v) / N (times tau^2 / tau^2).
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(1, 6, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    student, teacher = student - student.mean(-1, keepdim=True), teacher - teacher.mean(-1, keepdim=True)
+    student.requires_grad_()
+    soft_loss(student, teacher, 1e4).backward()
+    assert torch.allclose(student.grad * 6, (student - teacher).detach() / 4, atol=1e-3)
+
+
+def test_the_relational_loss_is_hubers_of_distances_over_their_mean() -> None:
+    random = np.random.default_rng(2)
+    a, b = random.normal(size=(2, 6, 3)), random.normal(size=(2, 6, 7))
+
+    def distances(x: np.ndarray) -> np.ndarray:
+        pairs = np.array([[np.linalg.norm(t[i] - t[j]) for i in range(6) for j in range(6) if i != j] for t in x])
+        return pairs / pairs.mean(1, keepdims=True)
+
+    gap = np.abs(distances(a) - distances(b))
+    wanted = np.where(gap < 1, gap**2 / 2, gap - 0.5).mean()
+    assert relation_loss(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(wanted, rel=1e-6)
+    turned, _ = np.linalg.qr(random.normal(size=(3, 3)))
+    assert relation_loss(torch.tensor(a), torch.tensor(5 * a @ turned + 1)).item() == pytest.approx(0, abs=1e-9)  # shape alone counts
+
+
+def test_the_feature_loss_is_the_distance_of_directions() -> None:
+    random = np.random.default_rng(3)
+    a, b = random.normal(size=(2, 5, 4)), random.normal(size=(2, 5, 4))
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b)]
+    wanted = ((unit[0] - unit[1]) ** 2).sum(-1).mean()
+    assert feature_loss(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_soft_outputs_over_the_training_classes_are_cosines_to_the_teachers_means() -> None:
+    given, student, teacher = lesson(), store.build(spec("protonet"), 0), store.build(spec("protonet"), 1).eval()
+    inputs, labels = torch.rand(12, *PICTURES), torch.arange(4).repeat_interleave(3)
+    classes = class_features(teacher, inputs, labels, 4)
+    with torch.no_grad():
+        wanted = torch.stack([teacher.encode(inputs)[labels == c].flatten(1).mean(0) for c in range(4)])
+    assert torch.allclose(classes, wanted, atol=1e-6)
+    _, metrics = loss_of(student, teacher, replace(PLAIN, class_weight=1.0), given, classes)
+    with store.initial_weights(7):
+        vectors = torch.nn.Linear(classes.shape[1], 4, bias=False).weight
+    x = torch.cat([given.support.x, given.query.x], 1)
+    own, theirs = (learner.encode_tasks(x).detach().flatten(2).numpy() for learner in (student, teacher))
+
+    def logits(features: np.ndarray, to: np.ndarray) -> np.ndarray:
+        return 16 * (features / np.linalg.norm(features, axis=-1, keepdims=True)) @ (to / np.linalg.norm(to, axis=-1, keepdims=True)).T
+
+    p, q = softmax(torch.tensor(logits(theirs, classes.numpy())), -1), softmax(torch.tensor(logits(own, vectors.detach().numpy())), -1)
+    assert metrics["class_loss"].item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-3)
+
+
+def test_with_every_part_off_the_loss_is_the_tasks_own_and_the_teacher_gets_no_gradient() -> None:
+    given, student, teacher = lesson(), store.build(spec("protonet"), 0), store.build(spec("maml"), 1)
+    loss, _ = loss_of(student, teacher, PLAIN, given)
+    assert loss.item() == pytest.approx(cross_entropy(student(given).flatten(0, 1), given.query.y.flatten()).item(), rel=1e-5)
+    loss_of(student, teacher, replace(PLAIN, soft_weight=0.7), given)[0].backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.parameters())
+
+
+@pytest.mark.parametrize("pupil", ["protonet", "maml", "ridge", "set_transformer"])
+@pytest.mark.parametrize("master", ["protonet", "maml", "local", "logistic", "cnp", "theta*"])
+def test_any_family_teaches_any_family(pupil: str, master: str) -> None:
+    student, teacher = store.build(spec(pupil), 0).train(), store.build(spec(master), 1)
+    loss, metrics = loss_of(student, teacher, replace(PLAIN, soft_weight=1.0), lesson(unlabelled=3))
+    loss.backward()
+    assert torch.isfinite(loss) and 0 <= metrics["agreement"] <= 1
+    assert sum(float(p.grad.abs().sum()) for p in student.parameters() if p.grad is not None) > 0
+
+
+def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
+    given = lesson(unlabelled=4)
+    student, teacher = (store.build(spec("protonet"), 0).eval() for _ in range(2))
+    recipe = replace(PLAIN, soft_weight=1.0, relation_weight=1.0)
+    loss, metrics = loss_of(student, teacher, recipe, given)
+    assert loss.item() == pytest.approx(0, abs=1e-6) and metrics["agreement"] == 1
+
+
+def test_several_teachers_teach_the_mean_of_their_distributions(tmp_path) -> None:
+    batch, paths = tasks(), []
+    for seed, name in enumerate(("protonet", "maml", "ridge")):
+        store.save(store.build(spec(name), seed), spec(name), tmp_path / name, {})
+        paths.append(str(tmp_path / name))
+    found = softmax(predict(_teacher(tuple(paths), PICTURES), batch), -1)
+    wanted = torch.stack([softmax(predict(store.load(path)[0], batch), -1) for path in paths]).mean(0)
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_features_of_what_shares_no_encoder_are_refused() -> None:
+    with pytest.raises(InputError, match="its teacher lacks"):
+        loss_of(store.build(spec("protonet")), store.build(spec("maml")), replace(PLAIN, feature_weight=1.0), lesson())
+
+
+def test_a_teacher_that_is_far_off_or_not_finite_teaches_no_value() -> None:
+    truth, own = torch.tensor([[1.0, 2.0]]), torch.tensor([[[0.5], [2.5]]], requires_grad=True)
+    for value in (float("inf"), float("nan"), 1e6):
+        loss = value_loss(own, torch.full_like(own, value), truth)
+        (slope,) = torch.autograd.grad(loss, own)
+        assert loss == 0 and not slope.any()
+    assert value_loss(own, truth.unsqueeze(-1), truth).item() == pytest.approx(0.25)
+    assert value_loss(own, torch.full_like(own, float("nan")), None) == 0
+
+
+def lessons(pool: Pool, tasksets, turns: int = 1, **changes) -> LessonBatches:
+    return LessonBatches(pool, read_table(tasksets, "train"), 4, 3, NONE, replace(PLAIN, **changes), turns)
+
+
+def test_a_teacher_has_more_and_clearer_examples_that_are_nobodys_query(small_pool: Pool, small_tasksets) -> None:
+    given = lessons(small_pool, small_tasksets, teacher_shots=2, noise=0.3, unlabelled=5)(1, 0, 1)
+    plain = TaskBatches(small_pool, read_table(small_tasksets, "train"), 4, 3, NONE)(1, 0, 1)
+    assert torch.equal(given.query.x, plain.query.x)
+    clean, shots = given.taught.x[:, : plain.support.x.shape[1]], plain.support.x.shape[1]
+    assert torch.equal(clean, plain.support.x), "the teacher sees the student's examples without the noise"
+    blurred = given.support.x - clean
+    assert blurred.std().item() == pytest.approx(0.3, rel=0.05) and abs(blurred.mean().item()) < 0.02
+    assert given.taught.y[0].tolist() == [0, 1, 2, 3, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert given.unlabelled.shape[:2] == (4, 5)
+    for t in range(4):
+        pictures = [*given.taught.x[t], *given.query.x[t]]
+        assert len({p.numpy().tobytes() for p in pictures}) == len(pictures), "no picture is there twice"
+        for i in range(shots, given.taught.x.shape[1]):  # a further example is one of its class
+            first = clean[t][given.taught.y[t, i]]
+            own = next(c for c in small_pool.split("train") if any(same(first, small_pool, j) for j in small_pool.items(np.array([c]))))
+            assert any(same(given.taught.x[t, i], small_pool, j) for j in small_pool.items(np.array([own])))
+
+
+def same(x: torch.Tensor, pool: Pool, item: int) -> bool:
+    return torch.equal(x, images.prepare(torch.from_numpy(np.array(pool.inputs[item]))))
+
+
+def test_too_few_examples_for_the_teacher_are_told(small_pool: Pool, small_tasksets) -> None:
+    with pytest.raises(InputError, match="teacher_shots=9 needs 12 examples"):
+        lessons(small_pool, small_tasksets, teacher_shots=9)
+
+
+def test_two_processes_share_the_lessons_of_one(small_pool: Pool, small_tasksets) -> None:
+    drawn = lessons(small_pool, small_tasksets, turns=8, teacher_shots=2, noise=0.1, unlabelled=2)
+    whole, ranks = drawn(5, 0, 1), [drawn(5, rank, 2) for rank in (0, 1)]
+    for name in ("support", "query", "taught"):
+        for i in range(4):
+            assert torch.equal(getattr(whole, name).x[i], getattr(ranks[i % 2], name).x[i // 2])
+    assert torch.equal(whole.unlabelled[1], ranks[1].unlabelled[0])
+    part = whole.take(slice(1, 3))
+    assert torch.equal(part.taught.x, whole.taught.x[1:3]) and torch.equal(part.unlabelled, whole.unlabelled[1:3])
+
+
+def test_a_turned_class_is_turned_alike_in_support_and_query(small_pool: Pool, small_tasksets) -> None:
+    table = read_table(small_tasksets, "train")
+    plain, turned = (TaskBatches(small_pool, table, 4, 3, NONE, turns)(2, 0, 1) for turns in (1, 8))
+    seen = set()
+    for t in range(4):
+        for c in range(plain.support.way):
+            pairs = [(getattr(b, part).x[t][getattr(b, part).y[t] == c]) for part in ("support", "query") for b in (plain, turned)]
+            before, after = torch.cat(pairs[::2]), torch.cat(pairs[1::2])
+            fits = [k for k in range(8) if torch.equal(images.turn(before, torch.full((len(before),), k)), after)]
+            assert len(fits) == 1, "one turn for all pictures of a class"
+            seen.add(fits[0])
+    assert len(seen) > 3
+
+
+def test_no_class_of_a_held_out_split_is_anywhere_in_training_at_any_turn(small_pool: Pool, small_tasksets) -> None:
+    held = small_pool.items(np.concatenate([small_pool.split(s) for s in ("val", "gate", "test")]))
+    pictures = images.prepare(torch.from_numpy(np.ascontiguousarray(small_pool.inputs[held])))
+    forbidden = {images.turn(pictures, torch.full((len(held),), k))[i].numpy().tobytes() for k in range(8) for i in range(len(held))}
+    items = ItemBatches(small_pool, 8, 64, 0, NONE)
+    teaching = lessons(small_pool, small_tasksets, turns=8, teacher_shots=2, unlabelled=6)
+    for step in range(12):
+        batch = teaching(step, 0, 1)
+        trained = [items(step, 0, 1)[0], *(x.flatten(0, 1) for x in (batch.taught.x, batch.support.x, batch.query.x, batch.unlabelled))]
+        assert not forbidden & {x.contiguous().numpy().tobytes() for x in torch.cat(trained)}
+
+
+def test_a_lesson_is_a_task_for_whoever_is_not_taught() -> None:
+    given, learner = lesson(unlabelled=2), store.build(spec("protonet"), 0)
+    assert isinstance(given.support, Examples)
+    assert torch.isfinite(learner.meta_loss(given)[0])
