@@ -174,17 +174,21 @@ class BaseSection:
 
 @dataclass
 class LearnerSection:
-    """The meta-learner: its name, where it starts, how it is fitted, and its own options (typed by learners/options.py)."""
+    """The meta-learner: its name, where it starts, how it is fitted, and its own options (typed by learners/options.py).
+
+    `views`: once trained, it averages the features of that many bent copies of every picture.
+    """
 
     name: str
     start: str
+    views: int
     fit: FitSection
     tasks_per_step: int
     checkpoint_inner: bool
     options: dict[str, Any]
 
     def __post_init__(self) -> None:
-        positive(**{"learner.tasks_per_step": self.tasks_per_step})
+        positive(**{"learner.tasks_per_step": self.tasks_per_step, "learner.views": self.views})
         require(
             self.start in ("pretrained", "scratch") or self.start.startswith("models:/"),
             f"learner.start must be pretrained, scratch or models:/<name>@<alias>, got {self.start!r}. Use learner.start=pretrained.",
@@ -283,18 +287,20 @@ class FusionSection:
     """How students become one learner.
 
     `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base. `again`: whether one
-    more student, of `student.widths[0]` and by the students' recipe, is taught by the fused learner.
+    more student, of `student.widths[0]` and by the students' recipe, is taught by the fused learner. `views` is the fused learner's, as a
+    learner's own.
     """
 
     mode: Literal["auto", "average", "weights", "greedy", "conditioned", "concat", "whitened", "joint", "soup"]
     adapt: Literal["members", "joint"]
     members: list[Literal["students", "teacher", "base"]]
     again: bool
+    views: int
     fit: FitSection
     tasks_per_step: int
 
     def __post_init__(self) -> None:
-        positive(**{"fusion.tasks_per_step": self.tasks_per_step})
+        positive(**{"fusion.tasks_per_step": self.tasks_per_step, "fusion.views": self.views})
         once = len(set(self.members)) == len(self.members) > 0
         require(once, f"fusion.members takes students, teacher and base, each at most once, got {self.members}. Use fusion.members=[students].")
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from components import mixing
-from components.contracts import FusionSection, InputError, require
+from components.contracts import AugmentSection, FusionSection, InputError, require
 from components.domains.pool import Pool
 from components.learners import store
 from components.learners.fused import FusedLearner
 from components.learners.learner import Learner, learner_size
+from components.learners.views import Views
 from components.validation import Validation, calibrate, validate
 
 MORE_SHOTS = 4  # queries a class that a second look at the validation tasks moves to their support
@@ -63,7 +64,9 @@ def learn_weights(members: Members, validation: Validation) -> list[float]:
     return (mixing.mixture_weights(values) if validation.targets is None else mixing.least_squares_weights(values, targets)).tolist()
 
 
-def fuse(paths: Sequence[str], weights: list[float], section: FusionSection, pool: Pool, tasksets: str, trained: str | None) -> list[Candidate]:
+def fuse(
+    paths: Sequence[str], weights: list[float], section: FusionSection, augment: AugmentSection, pool: Pool, tasksets: str, trained: str | None
+) -> list[Candidate]:
     """Build the candidates of the section's mode (all that can be built for `auto`), calibrated and scored on validation tasks, best first.
 
     `trained` is the path of the jointly trained members, for mode `joint`. Raises InputError, with the reason, for a mode that its members cannot be
@@ -80,6 +83,8 @@ def fuse(paths: Sequence[str], weights: list[float], section: FusionSection, poo
             if section.mode == "auto":
                 continue  # asked for by name, this is an error that says why
             raise
+        if section.views > 1:
+            learner, spec = Views(learner, section.views, augment).eval(), store.views_spec(spec, section.views, augment)
         calibrate(learner, validation)
         scores = validate(learner, validation)
         scores |= {f"more_{k}": v for k, v in validate(learner, validation.with_shots(MORE_SHOTS)).items()}
@@ -181,7 +186,7 @@ MODES: dict[str, Callable[[Request], Built]] = {
 def save_best(candidates: list[Candidate], out: Path, member: str) -> dict[str, float]:
     """Write the best candidate, about what `member` is about, and the table of all; return the metrics of the choice."""
     best = candidates[0]
-    weights = best.spec.get("weights", [])
+    weights = best.spec.get("member", best.spec).get("weights", [])
     store.save(best.learner, best.spec, out, store.about(member) | {"objective": f"fused: {best.mode}"})
     table = {c.mode: c.scores for c in candidates}
     (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": weights, "validation": table}, indent=1) + "\n")

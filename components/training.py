@@ -29,6 +29,7 @@ from components.learners import store
 from components.learners.fused import FusedLearner
 from components.learners.gradient import Maml
 from components.learners.learner import Learner, learner_size
+from components.learners.views import Views
 from components.objectives import OBJECTIVES
 from components.plain import to_plain
 from components.tasks import TaskBatch
@@ -212,6 +213,7 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
     learner = store.build(spec, seed_of(initial, job.learner.name, job.objective))
     if job.start is not None:
         start, start_spec, _ = store.load(job.start)
+        start_spec = start_spec.get("member", start_spec)  # of a learner that looks at several views
         if start_spec.get("backbone") != spec["backbone"]:
             raise InputError(
                 f"learner.start needs the same backbone, got {start_spec.get('backbone')} for {spec['backbone']}. Use that backbone, or learner.start=scratch."
@@ -299,6 +301,8 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     epochs = Epochs(batches, job.fit.epoch_steps, rank, world, job.trainer.accumulate)
     fit = Fit(learner, goal, job.fit, epochs, validation)
     metrics = _train(fit, job, state, sink, label, rank, world) if job.fit.steps else {}
+    if job.learner is not None and job.learner.views > 1:
+        learner, spec = Views(learner.cpu(), job.learner.views, augment), store.views_spec(spec, job.learner.views, augment)
     metrics["temperature"] = calibrate(learner.cpu(), validation)
     metrics |= {f"val/{k}": v for k, v in validate(learner, validation).items()}
     metrics["parameters"] = learner_size(learner)

@@ -47,6 +47,8 @@ def _check_fusion(config: Config) -> None:
         mode not in ("concat", "whitened") or not odd,
         f"fusion.mode={mode} needs members with a shared encoder and one mean a class, got {', '.join(odd)}. Use fusion.mode=weights.",
     )
+    encoders = all(family(names[kind]).encodes for kind in own.members) and config.backbone.name == "conv"
+    require(own.views == 1 or encoders, f"fusion.views={own.views} average features of pictures, which not all members make. Set fusion.views=1.")
     require(mode != "conditioned" or classes, f"fusion.mode=conditioned needs classes, got domain {config.domain.name}. Use fusion.mode=weights.")
     require(
         mode != "soup" or (config.student.same_start and own.members == ["students"]),
@@ -79,6 +81,8 @@ def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
         section.start != "scratch" or norm != "running" or config.backbone.name == "mlp" or config.backbone.norm != "batch",
         f"{where}.start=scratch needs {where}.options.norm other than running (there are no statistics yet), got running. Change one of them.",
     )
+    told = f"{where}.views={section.views} average the features of pictures by one encoder for all tasks"
+    require(section.views == 1 or (of.encodes and config.backbone.name == "conv"), f"{told}, got {where}={section.name}. Set {where}.views=1.")
     require(
         section.name != "local" or config.backbone.name == "conv", f"{where}=local needs feature maps, got backbone={config.backbone.name}. Use backbone=conv4."
     )

@@ -83,7 +83,13 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
     examined = to_plain(config.evaluation)
     if config.evaluation.challenge not in (None, "lookalike"):  # what the folder holds counts, not where it lies
         judged |= {"challenge": fingerprint(file_digests(Path(str(examined.pop("challenge")))))}
-    modules = ("components.examination", "components.learners.fused", _family(config.learner.name), _family(config.student.learner.name))
+    modules = (
+        "components.examination",
+        "components.learners.fused",
+        "components.learners.views",
+        _family(config.learner.name),
+        _family(config.student.learner.name),
+    )
     add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
     return plan
 

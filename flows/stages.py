@@ -184,7 +184,7 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members
                 out=trained,
             )
             fit(job, log, "fused (joint)")
-        return fusion.save_best(fusion.fuse(own, weights, config.fusion, opened, tasksets.path, trained), slot.partial, own[0])
+        return fusion.save_best(fusion.fuse(own, weights, config.fusion, config.domain.augment, opened, tasksets.path, trained), slot.partial, own[0])
 
     return perform(key, pipeline, _inputs(pool, tasksets), work)
 

@@ -13,6 +13,7 @@ from components.learners.closed_form import logistic_head, ridge_head
 from components.learners.learner import class_means
 from components.learners.metric import Local, Matching, ProtoNet
 from components.learners.options import LocalOptions, MatchingOptions, ProtoNetOptions
+from components.tasks import Examples, TaskBatch
 
 RANDOM = np.random.default_rng(0)
 
@@ -82,17 +83,21 @@ def test_matching_is_attention_over_the_support() -> None:
         assert np.allclose(found[t], wanted, atol=1e-5)
 
 
-def test_local_descriptors_equal_a_loop() -> None:
-    learner = store.build(spec("local", neighbours=2, unpooled=1)).eval()
+@pytest.mark.parametrize("neighbours", [1, 2])
+@pytest.mark.parametrize("shot", [1, 2])
+def test_local_descriptors_equal_a_loop(neighbours: int, shot: int) -> None:
+    learner = store.build(spec("local", neighbours=neighbours, unpooled=1)).eval()
     assert isinstance(learner, Local) and isinstance(learner.options, LocalOptions)
-    batch = tasks(count=1)
+    batch = tasks(count=1, shot=shot)
+    turned = Examples(batch.support.x.flip(1), batch.support.y.flip(1), 3)  # the order of the classes must not matter
+    batch = TaskBatch(turned, batch.query)
     with torch.no_grad():
         found = learner(batch)[0].numpy() / learner.log_scale.exp().item()
         support, query = (learner.encode(e.x[0]).numpy() for e in (batch.support, batch.query))
     for q in range(3):
         for c in range(3):
             own = support[batch.support.y[0].numpy() == c].reshape(-1, support.shape[-1])
-            nearest = np.sort(query[q] @ own.T, 1)[:, -2:]
+            nearest = np.sort(query[q] @ own.T, 1)[:, -neighbours:]
             assert found[q, c] == pytest.approx(nearest.sum(1).mean(), abs=1e-4)
 
 

@@ -11,7 +11,8 @@ from tasks_for_tests import predict, spec, tasks
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from components import mixing
-from components.contracts import FusionSection, InputError
+from components.contracts import AugmentSection, FusionSection, InputError
+from components.domains import images
 from components.domains.pool import Pool
 from components.fusion import MODES, Members, fuse, save_best, weigh
 from components.learners import store
@@ -24,6 +25,7 @@ from components.validation import Validation
 from flows.config import load
 
 SHAPE = (1, 28, 28)
+NONE = AugmentSection(0, 0, 0, 0, 0)
 
 
 def fused(names: list[str], combine: str, weights: list[float], joint: bool = False, seeds: tuple[int, ...] = (0, 1, 2)) -> FusedLearner:
@@ -107,7 +109,7 @@ def test_a_learner_fused_with_itself_by_any_mode_that_promises_it_is_the_learner
     one = store.build(spec(name, norm="running"), 0).eval()
     mixing.estimate_statistics(one, small_pool)
     paths = [stored(tmp_path / str(i), one, name) for i in range(2)]
-    (found,) = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion(mode), small_pool, str(small_tasksets), None)
+    (found,) = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion(mode), NONE, small_pool, str(small_tasksets), None)
     batch = tasks(shot=3)
     alone = log_softmax(predict(one, batch), -1)
     both = predict(found.learner, batch) * found.learner.temperature  # before the fused learner's own calibration
@@ -118,7 +120,7 @@ def test_a_learner_fused_with_itself_by_any_mode_that_promises_it_is_the_learner
 
 def test_what_validation_tasks_call_best_is_kept_with_the_table_of_all(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     paths = [stored(tmp_path / str(i), store.build(spec("protonet", norm="running"), i), start=str(i)) for i in range(3)]
-    found = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion("auto"), small_pool, str(small_tasksets), None)
+    found = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion("auto"), NONE, small_pool, str(small_tasksets), None)
     assert {c.mode for c in found} == set(MODES) - {"soup", "joint"}  # different starts, nothing trained further
     metrics = save_best(found, tmp_path / "out", paths[0])
     totals = {c.mode: c.scores["accuracy"] + c.scores["more_accuracy"] for c in found}
@@ -227,10 +229,26 @@ def test_networks_of_different_starts_make_no_soup(small_pool: Pool, small_tasks
     for starts in (("a", "b"), (None, None)):
         paths = [stored(tmp_path / f"{starts[0]}{i}", store.build(spec("protonet"), i), start=starts[i]) for i in range(2)]
         with pytest.raises(InputError, match="began at the same weights"):
-            fuse(paths, [0.5, 0.5], fusion("soup"), small_pool, str(small_tasksets), None)
+            fuse(paths, [0.5, 0.5], fusion("soup"), NONE, small_pool, str(small_tasksets), None)
 
 
 def test_members_that_say_nothing_are_left_out() -> None:
     members = Members(("a", "b", "c"), [store.build(spec("protonet"), s) for s in range(3)], [spec("protonet")] * 3, ["x", "y", "z"])
     own, weights = members.chosen([0.75, 0.0, 0.25])
     assert own.paths == ("a", "c") and own.starts == ["x", "z"] and weights == [0.75, 0.25]
+
+
+def test_several_views_are_the_mean_of_features_and_one_alone_is_the_picture(tmp_path: Path) -> None:
+    augment, batch = AugmentSection(9, 0.15, 0.15, 0.05, 0.03), tasks()
+    told = store.views_spec(spec("protonet"), 3, augment)
+    learner = store.build(told).eval()
+    x = batch.query.x[0]
+    with torch.no_grad():
+        copies = [x, *(images.bend(x, draw.expand(len(x), -1), augment) for draw in learner.draws)]
+        assert torch.allclose(learner.encode(x), torch.stack([learner.member.encode(c) for c in copies]).mean(0), atol=1e-6)
+    still = store.build(store.views_spec(spec("protonet"), 4, NONE)).eval()
+    assert torch.allclose(predict(still, batch), predict(still.member, batch), atol=1e-3)  # four times the same picture
+    store.save(learner, told, tmp_path, {})
+    assert torch.equal(predict(store.load(tmp_path)[0], batch), predict(learner, batch))
+    with pytest.raises(InputError, match="one encoder"):
+        store.build(store.views_spec(spec("maml"), 2, NONE))

@@ -105,6 +105,16 @@ def test_every_variant_tests_on_the_same_alphabets_and_never_trains_on_them(vari
         assert len(trained) == 4 and len(splits.val) == 1
 
 
+@pytest.mark.parametrize("variant", ["omniglot", "omniglot_small1", "omniglot_small2"])
+def test_with_the_evaluation_archive_its_twenty_alphabets_are_the_test(variant: str) -> None:
+    plain, whole = (load([f"domain={variant}{end}"]).domain for end in ("", "_evaluation"))
+    assert whole.name == plain.name and whole.source["evaluation"] and not plain.source["evaluation"]
+    assert len(whole.splits.test) == 20 and not {*whole.splits.test} & {*plain.splits.test, *whole.splits.val, *whole.splits.gate}
+    if variant != "omniglot":
+        five = [a for a in whole.source["alphabets"] if a not in (*whole.splits.test, *whole.splits.gate)]
+        assert five == [a for a in plain.source["alphabets"] if a not in (*plain.splits.test, *plain.splits.gate)] and len(five) == 5
+
+
 @pytest.mark.skipif(not MIRROR, reason="FEWLOOP_MIRROR names no folder with Omniglot")
 def test_the_real_archive_has_the_known_counts() -> None:
     options = load(["domain=omniglot"]).domain

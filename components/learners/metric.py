@@ -167,7 +167,11 @@ class Local(Encoding):
         tasks, examples, places, _ = held.shape
         cosines = x.flatten(1, 2) @ held.flatten(1, 2).transpose(1, 2)  # [T, Q * places, S * places]
         # A class's nearest are among the nearest of each of its examples: most of the map is looked at once, not once a class.
-        best = cosines.view(tasks, -1, examples, places).topk(min(places, self.options.neighbours), -1).values
+        apart, count = cosines.view(tasks, -1, examples, places), min(places, self.options.neighbours)
+        best = apart.amax(-1, keepdim=True) if count == 1 else apart.topk(count, -1).values
+        if examples == of.shape[1]:  # one example a class: its nearest are the class's
+            each = best.sum(-1).view(tasks, x.shape[1], -1, examples).mean(2)
+            return each @ of.transpose(1, 2) * self.log_scale.exp()
         scores = []
         for label in range(of.shape[1]):
             own = of[:, label].bool()[:, None, :, None]

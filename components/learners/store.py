@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.contracts import BackboneSection, InputError
+from components.contracts import AugmentSection, BackboneSection, InputError
 from components.learners.learner import Learner
 from components.learners.options import BASES, family
 from components.networks import build_backbone
@@ -43,6 +43,12 @@ def fused_spec(members: list[Spec], combine: str, weights: list[float], joint: b
     return {"name": "fused", "members": members, "combine": combine, "weights": weights, "joint": joint, **shared}
 
 
+def views_spec(member: Spec, count: int, augment: AugmentSection) -> Spec:
+    """Return the specification of a learner that looks at `count` copies of every picture."""
+    shared = {name: member[name] for name in ("input_shape", "objective")}
+    return {"name": "views", "member": member, "count": count, "augment": to_plain(augment), **shared}
+
+
 def build(spec: Spec, seed: int = 0) -> Learner:
     """Build a learner with fresh weights drawn from `seed`. Raises InputError for a name, objective or backbone that does not fit."""
     shape, objective = tuple(spec["input_shape"]), spec["objective"]
@@ -50,6 +56,10 @@ def build(spec: Spec, seed: int = 0) -> Learner:
         fused = importlib.import_module("components.learners.fused").FusedLearner
         learner: Learner = fused([build(member) for member in spec["members"]], spec["combine"], spec["weights"], spec["joint"], shape)
         return learner
+    if spec["name"] == "views":
+        views = importlib.import_module("components.learners.views").Views
+        looking: Learner = views(build(spec["member"], seed), spec["count"], from_plain(AugmentSection, spec["augment"]))
+        return looking
     with initial_weights(seed):
         backbone = build_backbone(from_plain(BackboneSection, spec["backbone"]), shape)
         if spec["name"] == "theta*":
