@@ -310,6 +310,7 @@ class EvaluationSection:
     """Final tasks: `settings` such as 5w1s, `tasks` of each on the test split, `gate_tasks` on the gate split for promotion.
 
     `challenge`: a folder of one-shot runs to answer besides, or `lookalike` for `challenge_runs` runs made of the test split's drawings.
+    `ablation`: every competing recipe's student and every way of joining is measured too, paired with the plain recipe and the plain mean.
     """
 
     settings: list[str]
@@ -323,6 +324,7 @@ class EvaluationSection:
     bootstrap: int
     challenge: str | None
     challenge_runs: int
+    ablation: bool
 
     def __post_init__(self) -> None:
         require(len(self.settings) > 0, "evaluation.settings needs at least one setting such as 5w1s, got none. Use evaluation.settings=[5w1s].")

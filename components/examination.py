@@ -63,6 +63,8 @@ def examine(
         "teacher-minus-scratch": ("teacher", "scratch"),
         f"{contender}-minus-champion": (contender, "champion"),
         **{f"{name}-minus-teacher": (name, "teacher") for name in students},
+        **{f"{name}-minus-recipe-plain": (name, "recipe-plain") for name in models if name.startswith("recipe-") and name != "recipe-plain"},
+        **{f"{name}-minus-joined-average": (name, "joined-average") for name in models if name.startswith("joined-") and name != "joined-average"},
     }
     limits = {"scratch": section.scratch_tasks}
     metrics = evaluate(learners, limits, pairs, section.settings, "test", opened, tasksets, section.bootstrap, seed, out)

@@ -16,6 +16,7 @@ from components.learners.learner import Learner, learner_size
 from components.learners.views import Views
 from components.validation import Validation, calibrate, validate
 
+CANDIDATES = "candidates"  # folder of an output that holds every way of joining that was built
 MORE_SHOTS = 4  # queries a class that a second look at the validation tasks moves to their support
 
 
@@ -184,10 +185,11 @@ MODES: dict[str, Callable[[Request], Built]] = {
 
 
 def save_best(candidates: list[Candidate], out: Path, member: str) -> dict[str, float]:
-    """Write the best candidate, about what `member` is about, and the table of all; return the metrics of the choice."""
+    """Write the best candidate, about what `member` is about, all of them under `candidates/`, and their table; return the choice's metrics."""
     best = candidates[0]
     weights = best.spec.get("member", best.spec).get("weights", [])
-    store.save(best.learner, best.spec, out, store.about(member) | {"objective": f"fused: {best.mode}"})
+    for candidate, folder in [(best, out), *((c, out / CANDIDATES / c.mode) for c in candidates)]:
+        store.save(candidate.learner, candidate.spec, folder, store.about(member) | {"objective": f"fused: {candidate.mode}"})
     table = {c.mode: c.scores for c in candidates}
     (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": weights, "validation": table}, indent=1) + "\n")
     metrics = {f"val/{c.mode}/{name}": value for c in candidates for name, value in c.scores.items()}

@@ -37,8 +37,11 @@ def side_by_side(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: S
     return [artifacts.link(line, stages.as_ref(p, before[name])) for p, name in zip(plain, lessons, strict=True)]
 
 
-def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: StageRef, teachers: list[str]) -> tuple[list[StageRef], str]:
-    """Try the recipes that compete, then teach every student, generation by generation; return the last ones and the recipe's name."""
+def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: StageRef, teachers: list[str]) -> tuple[list[StageRef], list[StageRef], str]:
+    """Try the recipes that compete, then teach every student, generation by generation.
+
+    Returns the students of the last generation, the trials, and the name of the recipe that validation tasks chose (empty: the configured one).
+    """
     config = line.config
     steps, score = config.student.learner.fit.steps, OBJECTIVE_SCORES[config.domain.objective]
     trials = {f"recipe-{name}": (teachers, Lesson(0, config.seed, config.student.sweep_steps, name)) for name in config.student.recipes()}
@@ -52,4 +55,4 @@ def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: Stag
         own = rows[generation * config.student.count : (generation + 1) * config.student.count]
         lessons = {r.name: ([made[r.before].path] if r.before else teachers, Lesson(r.index, r.seed, steps, recipe)) for r in own}
         made |= {ref.name: ref for ref in side_by_side(line, plan, pool, tasksets, lessons)}
-    return [made[r.name] for r in rows if r.last], recipe
+    return [made[r.name] for r in rows if r.last], tried, recipe

@@ -79,6 +79,7 @@ def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
         add("fused-distilled", "student", student | fit | common, learned | of("fused") | recipes, TRAINING, "components.fusion", *families, theta)
 
     judged = {"pool": pool, **of("tasksets", "tasksets-final", "base", "teacher", *(name for name in LAST if name in plan), *students)}
+    judged |= recipes if config.evaluation.ablation else {}
     judged |= {"champion": outside.champion[1]} if outside.champion else {}
     examined = to_plain(config.evaluation)
     if config.evaluation.challenge not in (None, "lookalike"):  # what the folder holds counts, not where it lies

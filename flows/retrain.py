@@ -55,14 +55,15 @@ def retrain(overrides: list[str] | None = None, preset: list[str] | None = None,
         teacher = done(stages.meta_train, "teacher", tasksets, start)
         made = {"base": base, "teacher": teacher}
         teachers = [made[name].path if name in made else outside.teachers[name][0] for name in config.student.teachers()]
-        students, recipe = distilled(line, plan, pool, tasksets, teachers)
+        students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
         joined = [ref for kind in config.fusion.members for ref in (students if kind == "students" else [made[kind]])]
         fused = [done(stages.fuse, "fused", tasksets, joined)] if students else []
         if students and config.fusion.again:
             again = stages.Lesson(0, config.seed, config.student.learner.fit.steps, recipe)
             fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))
         models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
-        evaluation = done(stages.evaluate, "evaluation", final, models, outside.champion and outside.champion[0])
+        measured = models | {ref.name: ref for ref in tried if config.evaluation.ablation}
+        evaluation = done(stages.evaluate, "evaluation", final, measured, outside.champion and outside.champion[0])
         ours = models[contender(plan)]
         artifacts.headline(line, models, ours.name, evaluation)
         artifacts.trade_off(line, evaluation)

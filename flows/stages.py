@@ -195,10 +195,13 @@ def evaluate(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, mod
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
         from components.examination import examine
+        from components.fusion import CANDIDATES
         from components.objectives import OBJECTIVES
 
         paths_ = {name: ref.path for name, ref in models.items()} | ({"champion": champion} if champion else {})
         config = pipeline.config
+        if config.evaluation.ablation and "fused" in models:
+            paths_ |= {f"joined-{p.name}": str(p) for p in sorted(Path(models["fused"].path, CANDIDATES).iterdir())}
         objective = OBJECTIVES[config.domain.objective]
         best = best_by_validation([ref for name, ref in models.items() if name.startswith("student-")], objective.score_name)
         leader, e = best.name if best else None, config.evaluation
