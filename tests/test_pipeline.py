@@ -191,7 +191,14 @@ def test_the_chain_runs_with_a_teacher_that_learns_its_rule(finished: Workspace)
 @pytest.mark.slow
 def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(finished: Workspace) -> None:
     changes = ["student.sweep=[{relation_weight: 1}, {teacher_shots: 2, noise: 0.1}]", "student.sweep_steps=20"]
-    more = [*changes, "student.generations=2", "student.teacher=teacher+base", "fusion.again=true", "fusion.members=[students,base]", "evaluation.ablation=true"]
+    more = [
+        *changes,
+        "student.generations=2",
+        "student.teacher=teacher+base",
+        "fusion.again=true",
+        "fusion.members=[students,base]",
+        "evaluation.ablation=true",
+    ]
     out = finished.retrain(SMOKE, *more).stdout
     for difference in ("recipe-relation_weight-1 - recipe-plain", "joined-whitened - joined-average", "joined-joint - joined-average"):
         assert re.search(rf"\n {difference} +[+-]\d", out), difference  # the ablation: paired, on the same test tasks
