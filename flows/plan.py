@@ -10,7 +10,6 @@ from components.plain import fingerprint, to_plain
 from flows.caching import Key, code_digest, file_digests, lookup, why
 
 TRAINING = "components.training"
-LAST = ("fused", "fused-distilled")
 
 
 @dataclass(frozen=True)
@@ -27,72 +26,98 @@ def _family(name: str) -> str:
 
 
 def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
-    """Return the key of every stage by its name. `pool` is the digest of the domain's data.
+    """Return the key of every stage by its name, in the order of the chain. `pool` is the digest of the domain's data.
 
     Where a stage runs (devices, threads, runner) is in no key; seed, precision and effective batch are.
     """
-    plan: dict[str, Key] = {}
-    common = {"objective": config.domain.objective, "seed": config.seed, "precision": config.trainer.precision, "augment": to_plain(config.domain.augment)}
+    drawing = _Drawing(config, pool, outside)
+    drawing.tasksets()
+    drawing.extraction()
+    drawing.students()
+    drawing.fusion()
+    drawing.evaluation()
+    return drawing.plan
 
-    def add(name: str, stage: str, section: dict[str, Any], upstream: dict[str, str], *modules: str) -> None:
-        plan[name] = Key(name, stage, to_plain(section), upstream, code_digest(*modules))
 
-    def of(*names: str) -> dict[str, str]:
-        return {name: plan[name].fingerprint for name in names}
+class _Drawing:
+    """A plan in the making: each method adds the keys of one part of the chain, from the keys before it."""
 
-    final = {f: getattr(config.evaluation, f) for f in ("settings", "tasks", "gate_tasks", "query", "within")}
-    drawn = {name: value for name, value in to_plain(config.tasks).items() if name != "turns"}  # what training makes of a task, not which it is
-    turned = {"turns": config.tasks.turns} if config.tasks.turns > 1 else {}
-    add("tasksets", "tasksets", {"tasks": drawn, "seed": config.seed}, {"pool": pool}, "components.tasksets")
-    add("tasksets-final", "tasksets", {"evaluation": final, "seed": config.seed}, {"pool": pool}, "components.tasksets")
-    learned = {"pool": pool, **of("tasksets")}
-    theta = f"components.learners.{BASES[config.domain.objective][0]}"
-    add("base", "base", {"backbone": config.backbone, "base": config.base, **common}, learned, TRAINING, theta)
+    def __init__(self, config: Config, pool: str, outside: Outside) -> None:
+        self.config, self.pool, self.outside = config, pool, outside
+        self.plan: dict[str, Key] = {}
+        augment = to_plain(config.domain.augment)
+        self.common = {"objective": config.domain.objective, "seed": config.seed, "precision": config.trainer.precision, "augment": augment}
+        self.turned = {"turns": config.tasks.turns} if config.tasks.turns > 1 else {}
+        self.theta = f"components.learners.{BASES[config.domain.objective][0]}"
+        self.families = (_family(config.learner.name), _family(config.student.learner.name))
 
-    start = {"scratch": {}, "pretrained": of("base")}.get(config.learner.start)
-    if start is None:
-        assert outside.start is not None
-        start = {"start": outside.start[1]}
-    section = {name: value for name, value in to_plain(config.learner).items() if name != "checkpoint_inner"}  # where memory goes, not what comes out
-    add("teacher", "teacher", {"backbone": config.backbone, "learner": section, **turned, **common}, learned | start, TRAINING, _family(config.learner.name))
+    def add(self, name: str, stage: str, section: dict[str, Any], upstream: dict[str, str], *modules: str) -> None:
+        self.plan[name] = Key(name, stage, to_plain(section), upstream, code_digest(*modules))
 
-    own, rows = config.student, student_rows(config)
-    families = (_family(own.learner.name), _family(config.learner.name))
-    taught = {name: plan[name].fingerprint if name in plan else outside.teachers[name][1] for name in own.teachers()}
-    kept = ("learner", "pool", "head", "same_start")
-    student = {name: value for name, value in to_plain(own).items() if name in kept} | turned
-    for name, recipe in own.recipes().items() if own.count else ():
-        fit = {"recipe": recipe, "backbone": own.backbone(0, config.backbone), "steps": own.sweep_steps}
-        add(f"recipe-{name}", "recipe", student | fit | common, learned | taught, TRAINING, *families)
-    recipes = of(*(name for name in plan if name.startswith("recipe-")))
-    for row in rows:
-        before = {"teacher": plan[row.before].fingerprint} if row.before else taught
-        fit = {"recipe": own.recipe, "sweep": sorted(own.recipes()), "backbone": own.backbone(row.index, config.backbone)}
-        add(row.name, "student", student | fit | common | {"seed": row.seed}, learned | before | recipes, TRAINING, *families)
+    def of(self, *names: str) -> dict[str, str]:
+        return {name: self.plan[name].fingerprint for name in names}
 
-    students = [row.name for row in rows if row.last]
-    if students:
-        members = of(*fused_of(config, students))
-        add("fused", "fused", {"fusion": config.fusion, **turned, **common}, learned | members, TRAINING, "components.fusion", *families, theta)
-    if students and config.fusion.again:
-        fit = {"recipe": own.recipe, "sweep": sorted(own.recipes()), "backbone": own.backbone(0, config.backbone)}
-        add("fused-distilled", "student", student | fit | common, learned | of("fused") | recipes, TRAINING, "components.fusion", *families, theta)
+    def learned(self) -> dict[str, str]:
+        """Return what every fit reads."""
+        return {"pool": self.pool, **self.of("tasksets")}
 
-    judged = {"pool": pool, **of("tasksets", "tasksets-final", "base", "teacher", *(name for name in LAST if name in plan), *students)}
-    judged |= recipes if config.evaluation.ablation else {}
-    judged |= {"champion": outside.champion[1]} if outside.champion else {}
-    examined = to_plain(config.evaluation)
-    if config.evaluation.challenge not in (None, "lookalike"):  # what the folder holds counts, not where it lies
-        judged |= {"challenge": fingerprint(file_digests(Path(str(examined.pop("challenge")))))}
-    modules = (
-        "components.examination",
-        "components.learners.fused",
-        "components.learners.views",
-        _family(config.learner.name),
-        _family(config.student.learner.name),
-    )
-    add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
-    return plan
+    def tasksets(self) -> None:
+        config, seed = self.config, self.config.seed
+        final = {f: getattr(config.evaluation, f) for f in ("settings", "tasks", "gate_tasks", "query", "within")}
+        drawn = {name: value for name, value in to_plain(config.tasks).items() if name != "turns"}  # what training makes of a task, not which it is
+        self.add("tasksets", "tasksets", {"tasks": drawn, "seed": seed}, {"pool": self.pool}, "components.tasksets")
+        self.add("tasksets-final", "tasksets", {"evaluation": final, "seed": seed}, {"pool": self.pool}, "components.tasksets")
+
+    def extraction(self) -> None:
+        config = self.config
+        self.add("base", "base", {"backbone": config.backbone, "base": config.base, **self.common}, self.learned(), TRAINING, self.theta)
+        start = {"scratch": {}, "pretrained": self.of("base")}.get(config.learner.start)
+        if start is None:
+            assert self.outside.start is not None
+            start = {"start": self.outside.start[1]}
+        section = {name: value for name, value in to_plain(config.learner).items() if name != "checkpoint_inner"}  # where memory goes, not what comes out
+        section = {"backbone": config.backbone, "learner": section, **self.turned, **self.common}
+        self.add("teacher", "teacher", section, self.learned() | start, TRAINING, self.families[0])
+
+    def _student(self, index: int, **more: Any) -> dict[str, Any]:
+        """Return the section of a student of one row of widths."""
+        kept = {name: value for name, value in to_plain(self.config.student).items() if name in ("learner", "pool", "head", "same_start", "recipe")}
+        return kept | self.turned | self.common | {"backbone": self.config.student.backbone(index, self.config.backbone)} | more
+
+    def recipes(self) -> dict[str, str]:
+        """Return the trials of competing recipes, which decide by what recipe students learn."""
+        return self.of(*(name for name in self.plan if name.startswith("recipe-")))
+
+    def students(self) -> None:
+        own = self.config.student
+        taught = {name: self.plan[name].fingerprint if name in self.plan else self.outside.teachers[name][1] for name in own.teachers()}
+        for name, recipe in own.recipes().items() if own.count else ():
+            self.add(f"recipe-{name}", "recipe", self._student(0, recipe=recipe, steps=own.sweep_steps), self.learned() | taught, TRAINING, *self.families)
+        for row in student_rows(self.config):
+            before = {"teacher": self.plan[row.before].fingerprint} if row.before else taught
+            upstream = self.learned() | before | self.recipes()
+            self.add(row.name, "student", self._student(row.index, seed=row.seed), upstream, TRAINING, *self.families)
+
+    def fusion(self) -> None:
+        students = [row.name for row in student_rows(self.config) if row.last]
+        modules = (TRAINING, "components.fusion", *self.families, self.theta)
+        if students:
+            section = {"fusion": self.config.fusion, **self.turned, **self.common}
+            self.add("fused", "fused", section, self.learned() | self.of(*fused_of(self.config, students)), *modules)
+        if students and self.config.fusion.again:
+            self.add("fused-distilled", "student", self._student(0), self.learned() | self.of("fused") | self.recipes(), *modules)
+
+    def evaluation(self) -> None:
+        config = self.config
+        early = {row.name for row in student_rows(config) if not row.last}
+        judged = {"pool": self.pool, **self.of(*(name for name in self.plan if name not in early and not name.startswith("recipe-")))}
+        judged |= self.recipes() if config.evaluation.ablation else {}
+        judged |= {"champion": self.outside.champion[1]} if self.outside.champion else {}
+        examined = to_plain(config.evaluation)
+        if config.evaluation.challenge not in (None, "lookalike"):  # what the folder holds counts, not where it lies
+            judged |= {"challenge": fingerprint(file_digests(Path(str(examined.pop("challenge")))))}
+        modules = ("components.examination", "components.learners.fused", "components.learners.views", *self.families)
+        self.add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
 
 
 def fused_of(config: Config, students: list[str]) -> list[str]:
