@@ -237,6 +237,7 @@ def test_learners_compare_without_students_and_the_teacher_is_registered(finishe
     out = finished.run("flows.retrain", SMOKE, *SMALL, "student.count=0", f"learner={','.join(learners)}", "--multirun").stdout
     assert len(re.findall(r"\n teacher +\d", out)) == len(learners)
     assert not re.search(r"\n (fused|student)", out)
+    assert re.search(r"7 runs, 1 seed each", out) and all(re.search(rf"\n learner={name} +\d", out) for name in learners)
     runs = runs_of(finished)
     sweep = max((r for r in runs if r.data.tags["stage"] == "sweep"), key=lambda r: r.info.start_time)
     siblings = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == sweep.info.run_id]

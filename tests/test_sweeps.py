@@ -1,0 +1,56 @@
+"""The table at the end of a sweep: seeds pooled, intervals over groups, the best first."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flows.sweeps import Point, table, varied
+
+
+def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "accuracy") -> Point:
+    folder.mkdir(parents=True)
+    rows = [("5w1s", "teacher", i, i % 4, float(s)) for i, s in enumerate(scores)] + [("5w1s", "base", 0, 0, 0.1)]
+    columns = dict(zip(("setting", "role", "task", "group", "score"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), folder / "scores-test.parquet")
+    metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "teacher/parameters": 1234.0}
+    metrics |= {f"teacher/{t}/seconds": 0.002 for t in ("adapt", "predict")}
+    return Point(overrides, {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "metrics": metrics})
+
+
+def sweep(folder: Path, name: str = "accuracy") -> tuple[list[Point], dict[str, np.ndarray]]:
+    random = np.random.default_rng(0)
+    scores = {learner: 0.5 + 0.1 * rank + 0.1 * random.random((2, 40)) for rank, learner in enumerate(("maml", "ridge"))}
+    points = [
+        point(folder / f"{learner}{seed}", ["experiment=smoke", f"learner={learner}", f"seed={seed}"], own[seed], name)
+        for learner, own in scores.items()
+        for seed in (0, 1)
+    ]
+    return points, scores
+
+
+def test_points_are_grouped_by_what_differs_and_not_by_seed(tmp_path: Path) -> None:
+    points, _ = sweep(tmp_path)
+    assert {name: len(members) for name, members in varied(points).items()} == {"learner=maml": 2, "learner=ridge": 2}
+    assert list(varied([p for p in points if "learner=maml" in p.overrides])) == ["all"]  # seeds alone
+
+
+def test_a_row_pools_the_tasks_of_all_seeds_and_tells_their_range(tmp_path: Path) -> None:
+    points, scores = sweep(tmp_path)
+    header, rows = table(points)
+    assert header[1] == "5w1s accuracy" and [row[0] for row in rows] == ["learner=ridge", "learner=maml"]
+    mean, half, spread = rows[0][1].replace("±", "").split()
+    assert float(mean) == pytest.approx(100 * scores["ridge"].mean(), abs=0.005)
+    low, high = (float(x) for x in spread.strip("()").split("-"))
+    assert (low, high) == pytest.approx(tuple(sorted(100 * scores["ridge"].mean(1))), abs=0.005)
+    groups = np.arange(40) % 4
+    by_group = np.array([scores["ridge"][:, groups == g].mean() for g in range(4)])
+    assert 0 < float(half) < 200 * by_group.std() + 2  # of the size that four groups allow
+    assert rows[0][2:] == ["10", "1,234", "2.0", "2.0"]
+
+
+def test_where_less_is_better_the_least_comes_first(tmp_path: Path) -> None:
+    points, _ = sweep(tmp_path, "mse")
+    assert [row[0] for row in table(points)[1]] == ["learner=maml", "learner=ridge"]
