@@ -1,6 +1,7 @@
 """How long until 20-way one-shot on Omniglot's held-out characters is answered as MAML's paper says (95.8 %), all of training counted.
 
-    .venv-bench/bin/python -m benchmarks.omniglot mirror=<folder with the archive> [minutes=15] [target=0.958] [seed=0] [threads=2] [trainings=fewloop,protonet,maml]
+    .venv-bench/bin/python -m benchmarks.omniglot mirror=<folder with the archive> [minutes=15] [target=0.958] [seed=0] [threads=2]
+        [trainings=fewloop,protonet,maml]
 
 fewloop pre-trains its base (a cosine classifier) and stops when validation tasks reach the target; the peers are learn2learn's own examples,
 written for these tasks with the numbers that it gives there: prototypical networks (Adam 0.001, 15 queries, one task a step) and MAML (rate 0.5
