@@ -56,7 +56,7 @@ class Fit(pl.LightningModule):
     A step whose loss or gradient is not finite changes nothing and is counted; the fit ends with FloatingPointError after PATIENCE in a row.
     """
 
-    def __init__(self, learner: Learner, goal: "Goal", section: FitSection, train: Epochs, validation: Validation) -> None:
+    def __init__(self, learner: Learner, goal: Goal, section: FitSection, train: Epochs, validation: Validation) -> None:
         super().__init__()
         self.learner, self.loss, self.section, self.epochs, self.validation = learner, goal.loss, section, train, validation
         self.heads = goal.heads  # trained with the learner, kept with the state alone

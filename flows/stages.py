@@ -85,13 +85,18 @@ def make_tasksets(key: Key, pipeline: Pipeline, pool: Pinned) -> dict[str, Any]:
     """pool -> task sets: seeded tables of train and val tasks, or of gate and test tasks."""
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
+        from components.batches import check_shots
         from components.domains.pool import open_pool
         from components.tasksets import specs, write_tasksets
 
         config = pipeline.config
         wanted = ("train", "val") if key.name == "tasksets" else ("gate", "test")
         tables = [s for s in specs(config.tasks, config.evaluation) if s.split in wanted]
-        write_tasksets(tables, open_pool(pool.path), config.seed, slot.partial)
+        opened = open_pool(pool.path)
+        if config.student.count:  # a lesson that no class can fill is told before anything is trained
+            more = max(r.teacher_shots for r in (config.student.recipe, *config.student.recipes().values()))
+            check_shots(opened, config.tasks.shot, config.tasks.query, more)
+        write_tasksets(tables, opened, config.seed, slot.partial)
         return {f"tasks/{s.table}": float(s.tasks) for s in tables}
 
     return perform(key, pipeline, [(pool.domain, pool.md5, pool.path)], work)

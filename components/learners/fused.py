@@ -11,7 +11,6 @@ from components.objectives import one_hot
 from components.tasks import Examples
 
 SIDE_BY_SIDE = ("concat", "whitened")
-COMBINE = ("mixture", "conditioned", *SIDE_BY_SIDE)
 
 
 class FusedLearner(Learner):
