@@ -93,8 +93,8 @@ def make_tasksets(key: Key, pipeline: Pipeline, pool: Pinned) -> dict[str, Any]:
         wanted = ("train", "val") if key.name == "tasksets" else ("gate", "test")
         tables = [s for s in specs(config.tasks, config.evaluation) if s.split in wanted]
         opened = open_pool(pool.path)
-        if config.student.count:  # a lesson that no class can fill is told before anything is trained
-            more = max(r.teacher_shots for r in (config.student.recipe, *config.student.recipes().values()))
+        more = max(r.teacher_shots for r in (config.student.recipe, *config.student.recipes().values()))
+        if config.student.count and more:  # a lesson that no class can fill is told before anything is trained
             check_shots(opened, config.tasks.shot, config.tasks.query, more)
         write_tasksets(tables, opened, config.seed, slot.partial)
         return {f"tasks/{s.table}": float(s.tasks) for s in tables}
