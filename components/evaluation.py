@@ -124,11 +124,17 @@ def evaluate(
     """Score every learner in every setting of a split, write `scores-<split>.parquet`, and return the metrics by their full names.
 
     `limits` cuts the number of tasks of slow roles; `pairs` names the differences to report, each setting by itself and all settings
-    together. Every role sees the same tasks.
+    together. Every role sees the same tasks. The file holds a row a task: of every role its score, of every pair its difference.
     """
     metrics: dict[str, float] = {}
     gaps: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     columns: dict[str, list[object]] = {name: [] for name in ("setting", "role", "task", "group", "score")}
+
+    def keep(setting: str, role: str, values: np.ndarray, groups: np.ndarray) -> None:
+        count = len(values)
+        for name, own in zip(columns, ([setting] * count, [role] * count, range(count), groups.tolist(), values.tolist()), strict=True):
+            columns[name] += own
+
     for setting in settings:
         validation = Validation(pool, tasksets, f"{split}-{setting}")
         found = {role: score(learner, validation, limits.get(role)) for role, learner in learners.items()}
@@ -140,15 +146,12 @@ def evaluate(
                 metrics[f"{where}/ece"] = scores.ece
             if setting == settings[0] and split == "test":
                 metrics |= {f"{role}/{name}": value for name, value in cost(learners[role], validation).items()}
-            columns["setting"] += [setting] * len(scores.score)
-            columns["role"] += [role] * len(scores.score)
-            columns["task"] += range(len(scores.score))
-            columns["group"] += scores.group.tolist()
-            columns["score"] += scores.score.tolist()
+            keep(setting, role, scores.score, scores.group)
         for label, (a, b) in pairs.items():
             if a in found and b in found:
                 gap = paired(found[a], found[b])
                 gaps.setdefault(label, []).append(gap)
+                keep(setting, label, *gap)
                 mean, half = interval(*gap, resamples, seed)
                 metrics |= {f"{split}/{setting}/{label}/{found[a].name}": mean, f"{split}/{setting}/{label}/{found[a].name}_ci95": half}
         if validation.targets is None:

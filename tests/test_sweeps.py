@@ -41,9 +41,9 @@ def test_a_row_pools_the_tasks_of_all_seeds_and_tells_their_range(tmp_path: Path
     points, scores = sweep(tmp_path)
     header, rows = table(points)
     assert header[1] == "5w1s accuracy" and [row[0] for row in rows] == ["learner=ridge", "learner=maml"]
-    mean, half, spread = rows[0][1].replace("±", "").split()
+    mean, half, spread = rows[0][1].replace("±", "").split(maxsplit=2)
     assert float(mean) == pytest.approx(100 * scores["ridge"].mean(), abs=0.005)
-    low, high = (float(x) for x in spread.strip("()").split("-"))
+    low, high = (float(x) for x in spread.strip("()").split("to"))
     assert (low, high) == pytest.approx(tuple(sorted(100 * scores["ridge"].mean(1))), abs=0.005)
     groups = np.arange(40) % 4
     by_group = np.array([scores["ridge"][:, groups == g].mean() for g in range(4)])
@@ -54,3 +54,26 @@ def test_a_row_pools_the_tasks_of_all_seeds_and_tells_their_range(tmp_path: Path
 def test_where_less_is_better_the_least_comes_first(tmp_path: Path) -> None:
     points, _ = sweep(tmp_path, "mse")
     assert [row[0] for row in table(points)[1]] == ["learner=maml", "learner=ridge"]
+
+
+def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_row(tmp_path: Path) -> None:
+    random, points = np.random.default_rng(1), []
+    own = {role: random.random((3, 40)) for role in ("base", "teacher")}
+    for seed in range(3):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        scores = {"base": own["base"][seed], "teacher": own["teacher"][seed], "teacher-minus-base": own["teacher"][seed] - own["base"][seed]}
+        rows = [("5w1s", role, i, i % 4, float(s)) for role, values in scores.items() for i, s in enumerate(values)]
+        columns = dict(zip(("setting", "role", "task", "group", "score"), map(list, zip(*rows, strict=True)), strict=True))
+        pq.write_table(pa.table(columns), folder / "scores-test.parquet")
+        metrics = {f"test/5w1s/{role}/accuracy": float(values.mean()) for role, values in scores.items()}
+        metrics |= {f"{role}/{name}": 0.002 for role in own for name in ("parameters", "adapt/seconds", "predict/seconds")}
+        metrics |= {f"challenge/teacher/{end}": 10.0 + seed for end in ("error", "error_ci95", "error_joint", "error_joint_ci95")}
+        points.append(Point([f"seed={seed}"], {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "metrics": metrics}))
+    header, rows_ = table(points)
+    told = {row[0]: row[1:] for row in rows_}
+    assert list(told) == ["base", "teacher", "teacher - base"]
+    gaps = 100 * (own["teacher"] - own["base"])
+    assert told["teacher - base"][0].startswith(f"{gaps.mean():+.2f} ± ")
+    assert told["teacher - base"][0].endswith(f"({gaps.mean(1).min():+.2f} to {gaps.mean(1).max():+.2f})")
+    assert told["teacher"][header.index("challenge error") - 1] == "11.00 ± 11.00 (10.00 to 12.00)"
