@@ -17,7 +17,9 @@ def signature(learner: str | Path) -> ModelSignature:
     """Return the model's signature: examples first, then whatever the domain stores an item as; -1 is any number of them."""
     spec = json.loads((Path(learner) / "learner.json").read_text())["spec"]
     pictures, classes = len(spec["input_shape"]) == 3, spec["objective"] == "cross_entropy"
-    item, shape = (np.dtype("uint8"), spec["input_shape"][1:]) if pictures else (np.dtype("float32"), spec["input_shape"])
+    item, shape = np.dtype("uint8" if pictures else "float32"), spec["input_shape"]
+    if pictures:  # as a pool stores them: grey without a channel, colour with it last
+        shape = shape[1:] + [3] * (shape[0] == 3)
     inputs: list[ColSpec | TensorSpec] = [
         TensorSpec(item, (-1, *shape), "support_x"),
         TensorSpec(np.dtype("int64" if classes else "float32"), (-1,), "support_y"),
@@ -46,7 +48,7 @@ def requirements() -> list[str]:
 
 
 class ServedLearner:
-    """One task a request: support_x [S, H, W] uint8, support_y [S] labels 0..way-1, query_x [Q, H, W] -> probabilities [Q, way].
+    """One task a request: support_x [S, H, W] or [S, H, W, 3] uint8, support_y [S] labels 0..way-1, query_x [Q, H, W] -> probabilities [Q, way].
 
     Where tasks have values: support_x [S, D] float32, support_y [S] values, query_x [Q, D] -> values [Q, 1].
     """

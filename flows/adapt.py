@@ -33,12 +33,12 @@ def adapt(model: str, support: str, query: str, out: str) -> None:
         len(spec["input_shape"]) == 3 and spec["objective"] == "cross_entropy",
         f"adapt names pictures, but model {model} takes inputs {spec['input_shape']} and predicts by {spec['objective']}. Serve it with mlflow models serve.",
     )
-    size = spec["input_shape"][-1]
-    x, y, names = read_support(Path(support), size)
+    size, colour = spec["input_shape"][-1], spec["input_shape"][0] == 3
+    x, y, names = read_support(Path(support), size, colour)
     files = list_pictures(Path(query))
     import numpy as np
 
-    queries = np.stack([read_picture(f, size) for f in files])
+    queries = np.stack([read_picture(f, size, colour) for f in files])
     experiment = tracking.open_store(about["domain"])
     with tracking.run(experiment, "adapt", {"stage": "adapt", "model": model}) as run_id:
         tracking.log_params(run_id, {"model": model, "support": support, "query": query, "way": len(names), "shots": len(y)})

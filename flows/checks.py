@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from components.contracts import Config, LearnerSection, require
+from components.domains.options import OPTIONS
 from components.learners.options import family
 
 
@@ -15,12 +16,19 @@ def check(config: Config) -> None:
         domain.objective == "cross_entropy" or config.base.turns == 1,
         f"base.turns must be 1 in domain {domain.name}, whose items are no pictures, got {config.base.turns}. Use base.turns=1.",
     )
+    _check_source(config)
     _check_recipes(config)
     _check_fusion(config)
     _check_challenge(config)
     for name, size in (("base.batch", max(1, config.base.batch // 32)), ("learner.tasks_per_step", config.learner.tasks_per_step)):
         parts = config.trainer.accumulate * config.trainer.devices
         require(size % parts == 0, f"{name} must split into trainer.accumulate x trainer.devices = {parts} equal parts, got {size}. Change one of them.")
+
+
+def _check_source(config: Config) -> None:
+    """Look for the user's own files, unless a version of them that DVC keeps is asked for."""
+    if config.data.pin is None:
+        getattr(OPTIONS[config.domain.name](**config.domain.source), "place", None)
 
 
 def _check_recipes(config: Config) -> None:
@@ -61,8 +69,8 @@ def _check_challenge(config: Config) -> None:
     asked, domain = config.evaluation.challenge, config.domain
     if asked is None:
         return
-    pictures = domain.objective == "cross_entropy" and config.backbone.name == "conv"
-    require(pictures, f"evaluation.challenge asks for pictures of classes, got domain {domain.name}. Leave it out, or use domain=omniglot.")
+    pictures = domain.objective == "cross_entropy" and config.backbone.name == "conv" and not domain.source.get("colour")
+    require(pictures, f"evaluation.challenge asks for grey pictures of classes, got domain {domain.name}. Leave it out, or use domain=omniglot.")
     if asked == "lookalike":
         require(domain.name.startswith("omniglot"), f"evaluation.challenge=lookalike needs original drawings, got domain {domain.name}. Use domain=omniglot.")
         return

@@ -69,8 +69,16 @@ def read_pin(text: str | None) -> tuple[str | None, dict[str, str]]:
 
 
 def source_digest(domain: DomainSection) -> str:
-    """Return the digest of all options that make the pool: another value is other data."""
-    return fingerprint({"name": domain.name, "source": domain.source, "splits": to_plain(domain.splits)})
+    """Return the digest of all that makes the pool, its options and what the user's own files hold: another value is other data.
+
+    Raises InputError where the user's own files are not there.
+    """
+    from components.domains.options import OPTIONS, content
+
+    source, place = dict(domain.source), getattr(OPTIONS[domain.name](**domain.source), "place", None)
+    if place is not None:  # what it holds counts, not where it lies
+        source["root"] = content(place)
+    return fingerprint({"name": domain.name, "source": source, "splits": to_plain(domain.splits)})
 
 
 def find_pin(where: str | None) -> str | None:

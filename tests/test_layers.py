@@ -93,9 +93,10 @@ def test_no_global_random_numbers(path: Path) -> None:
             assert call != "torch.manual_seed" or path.name == "store.py"
 
 
-def test_every_experiment_composes() -> None:
+def test_every_experiment_composes(tmp_path: Path) -> None:
     from flows.config import groups, load
 
+    needed = {"domain=sinusoid": ["experiment=sinusoid"], **{f"{group}=image_folder": [f"domain.source.root={tmp_path}"] for group in ("domain", "experiment")}}
     for group, choices in groups().items():
         for choice in choices:
-            load([f"{group}={choice}", *(["experiment=sinusoid"] if choice == "sinusoid" and group == "domain" else [])])
+            load([f"{group}={choice}", *needed.get(f"{group}={choice}", [])])

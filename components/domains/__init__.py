@@ -7,6 +7,7 @@ from components.contracts import InputError
 
 DOMAINS = {
     "glyphs": "components.domains.glyphs",
+    "image_folder": "components.domains.image_folder",
     "sinusoid": "components.domains.sinusoid",
     **{name: "components.domains.omniglot" for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},
 }

@@ -11,10 +11,11 @@ from components.contracts import AugmentSection
 
 
 def prepare(raw: Tensor) -> Tensor:
-    """Scale stored pictures [..., H, W] uint8 to float inputs [..., 1, H, W] in [0, 1]; vectors [..., D] stay as they are."""
+    """Scale stored pictures, grey [..., H, W] or colour [..., H, W, 3] uint8, to float inputs [..., C, H, W] in [0, 1]; vectors stay as they are."""
     if raw.dtype != torch.uint8:
         return raw.float()
-    return raw.unsqueeze(-3).float().div_(255)
+    picture = raw.movedim(-1, -3) if raw.shape[-1] == 3 else raw.unsqueeze(-3)
+    return picture.float().div_(255)
 
 
 def turn(x: Tensor, turns: Tensor) -> Tensor:

@@ -10,19 +10,19 @@ from components.contracts import InputError, require
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def read_picture(path: Path, size: int) -> np.ndarray:
-    """Return one picture as [size, size] uint8, light on dark, its longer side scaled to fit, padded to a square.
+def read_picture(path: Path, size: int, colour: bool = False) -> np.ndarray:
+    """Return one picture, its longer side scaled to fit, padded to a square: [size, size, 3] uint8 in colour, else [size, size], light on dark.
 
     Raises InputError naming a file that is not a picture, or one too large to open safely.
     """
     try:
         with Image.open(path) as opened:
-            grey = ImageOps.exif_transpose(opened).convert("L")
+            picture = ImageOps.exif_transpose(opened).convert("RGB" if colour else "L")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise InputError(f"{path} must be a PNG, JPEG or WebP picture, got one that cannot be read ({type(error).__name__}). Remove or replace it.") from error
-    if np.asarray(grey).mean() > 127:  # dark strokes on light paper
-        grey = ImageOps.invert(grey)
-    return np.asarray(ImageOps.pad(grey, (size, size), Image.Resampling.BOX), dtype=np.uint8)
+    if not colour and np.asarray(picture).mean() > 127:  # dark strokes on light paper
+        picture = ImageOps.invert(picture)
+    return np.asarray(ImageOps.pad(picture, (size, size), Image.Resampling.BOX), dtype=np.uint8)
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -33,14 +33,14 @@ def list_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def read_support(folder: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Read `<folder>/<class>/*` into pictures [S, size, size], labels [S] and the class names in order."""
+def read_support(folder: Path, size: int, colour: bool = False) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Read `<folder>/<class>/*` into pictures [S, size, size] or [S, size, size, 3], labels [S] and the class names in order."""
     require(folder.is_dir(), f"support must be a folder with one sub-folder a class, got {folder}, which is no folder. Check the path.")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir())
     require(len(names) >= 2, f"support needs at least two sub-folders, one a class, got {len(names)} in {folder}. Add examples of another class.")
     pictures, labels = [], []
     for label, name in enumerate(names):
         files = list_pictures(folder / name)
-        pictures += [read_picture(f, size) for f in files]
+        pictures += [read_picture(f, size, colour) for f in files]
         labels += [label] * len(files)
     return np.stack(pictures), np.array(labels), names

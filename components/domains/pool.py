@@ -54,9 +54,11 @@ class Pool:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Return the shape of one input of a network: pictures [1, H, W], vectors [D]."""
+        """Return the shape of one input of a network: pictures [1, H, W], or [3, H, W] of stored [H, W, 3]; vectors [D]."""
         shape = self.inputs.shape[1:]
-        return (1, *shape) if self.inputs.dtype == np.uint8 else shape
+        if self.inputs.dtype != np.uint8:
+            return shape
+        return (3, *shape[:2]) if shape[-1] == 3 else (1, *shape)
 
     @cached_property
     def groups(self) -> list[str]:

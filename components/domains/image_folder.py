@@ -1,0 +1,69 @@
+"""The user's own pictures: `<root>/<class>/*` or `<root>/<group>/<class>/*`, PNG, JPEG or WebP of any size."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from components.contracts import InputError, require
+from components.domains.options import ImageFolderOptions
+from components.domains.pictures import SUFFIXES, read_picture
+from components.domains.pool import PoolClass, Source, describe
+
+
+def class_folders(root: Path) -> Iterator[tuple[str, str, Path]]:
+    """Yield (name, group, folder) of every class, in order; without groups all are of group `pictures`.
+
+    Raises InputError where pictures lie beside sub-folders, or some classes have a group and others none.
+    """
+    inner = {folder: _folders(folder) for folder in _folders(root)}
+    for folder in (root, *inner):
+        loose = [p.name for p in _files(folder)]
+        require(not loose or not _folders(folder), f"{folder} must hold pictures or sub-folders, got both ({describe(loose, 2)}). Move the pictures.")
+    grouped = [folder for folder, own in inner.items() if own]
+    require(
+        len(grouped) in (0, len(inner)),
+        f"{root} must be laid out as <class>/* or as <group>/<class>/*, got both ({grouped[0].name if grouped else ''} has sub-folders). Choose one.",
+    )
+    for folder, own in inner.items():
+        if own:
+            yield from ((f"{folder.name}/{one.name}", folder.name, one) for one in own)
+        else:
+            yield folder.name, "pictures", folder
+
+
+def build(options: ImageFolderOptions, mirror: str | None = None) -> Source:
+    """Read every picture at the working size. Raises InputError naming what cannot be used, unless it is to be skipped."""
+    root = options.place
+    classes, inputs, notes, problems = [], [], [], []
+    for name, group, folder in class_folders(root):
+        read = []
+        for file in _files(folder):
+            if not file.resolve().is_relative_to(root.resolve()):
+                problems.append(f"{file.relative_to(root)} (a link out of the folder)")
+                continue
+            try:
+                read.append((read_picture(file, options.size, options.colour), file.name))
+            except InputError:
+                problems.append(f"{file.relative_to(root)} (cannot be read)")
+        if len(read) < options.min_items:
+            problems.append(f"class {name} ({len(read)} pictures, needs {options.min_items})")
+            continue
+        classes.append(PoolClass(name, group, len(read)))
+        inputs += [picture for picture, _ in read]
+        notes += [note for _, note in read]
+    if problems and options.problems == "refuse":
+        raise InputError(f"{root} must hold pictures alone, got {len(problems)} that cannot be used: {describe(problems)}. Or domain.source.problems=skip.")
+    if problems:
+        print(f"{root}: {len(problems)} skipped: {describe(problems)}", file=sys.stderr, flush=True)
+    require(len(classes) >= 2, f"{root} must hold at least two classes of {options.min_items} pictures, got {len(classes)}. Add sub-folders.")
+    return Source(classes, np.stack(inputs), notes)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
