@@ -5,6 +5,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,3 +50,8 @@ def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(plain, dict):
         return {prefix: plain}
     return {k: v for key, value in plain.items() for k, v in flatten(value, f"{prefix}.{key}" if prefix else str(key)).items()}
+
+
+def describe(names: Sequence[str], most: int = 5) -> str:
+    """Return names in one line, the first `most` of them and how many more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -312,7 +312,8 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     if rank == 0:
         names = pool.classes["name"].to_pylist()
         trained = [names[c] for c in pool.split("train")]
-        about = {"domain": pool.domain, "trained_on": trained, "objective": job.objective, "start": began}
+        about: dict[str, Any] = {"domain": pool.domain, "trained_on": trained, "objective": job.objective, "start": began}
+        about |= {"columns": pool.columns} if pool.columns else {}
         store.save(learner, spec, Path(job.out), about)
         (Path(job.out) / "roles.json").write_text(json.dumps(learner.parameter_roles() | {"theta_fixed": learner.theta_fixed}, indent=1) + "\n")
         (Path(job.out) / "history.json").write_text(json.dumps(fit.history, indent=1) + "\n")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from components.contracts import Config, LearnerSection, require
-from components.domains.options import OPTIONS
+from components.domains.options import OPTIONS, OwnFiles
 from components.learners.options import family
 
 
@@ -12,8 +12,9 @@ def check(config: Config) -> None:
     domain = config.domain
     for where, section in (("learner", config.learner), ("student.learner", config.student.learner)):
         _check_learner(where, section, config)
+    pictures = config.backbone.name != "mlp" and domain.objective == "cross_entropy"
     require(
-        domain.objective == "cross_entropy" or config.base.turns == 1,
+        pictures or config.base.turns == 1,
         f"base.turns must be 1 in domain {domain.name}, whose items are no pictures, got {config.base.turns}. Use base.turns=1.",
     )
     _check_source(config)
@@ -27,8 +28,9 @@ def check(config: Config) -> None:
 
 def _check_source(config: Config) -> None:
     """Look for the user's own files, unless a version of them that DVC keeps is asked for."""
-    if config.data.pin is None:
-        getattr(OPTIONS[config.domain.name](**config.domain.source), "place", None)
+    options = OPTIONS[config.domain.name](**config.domain.source)
+    if config.data.pin is None and isinstance(options, OwnFiles):
+        _ = options.place
 
 
 def _check_recipes(config: Config) -> None:

@@ -22,7 +22,7 @@ from flows.checks import check
 
 LEARNER_OPTIONS = {name: of.options for name, of in FAMILIES.items()}
 CONF = Path(__file__).resolve().parent.parent / "conf"
-VERBATIM = ("mirror", "data.pin", "evaluation.challenge", "domain.source.root")  # their values are paths, which may contain = and ,
+VERBATIM = ("mirror", "data.pin", "evaluation.challenge", "domain.source.root", "domain.source.file")  # their values are paths, which may contain = and ,
 _lock = threading.Lock()  # Hydra composes through a global
 
 

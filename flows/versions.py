@@ -73,11 +73,11 @@ def source_digest(domain: DomainSection) -> str:
 
     Raises InputError where the user's own files are not there.
     """
-    from components.domains.options import OPTIONS, content
+    from components.domains.options import OPTIONS, OwnFiles, content
 
-    source, place = dict(domain.source), getattr(OPTIONS[domain.name](**domain.source), "place", None)
-    if place is not None:  # what it holds counts, not where it lies
-        source["root"] = content(place)
+    source, options = dict(domain.source), OPTIONS[domain.name](**domain.source)
+    if isinstance(options, OwnFiles):  # what they hold counts, not where they lie
+        source[options.own] = content(options.place)
     return fingerprint({"name": domain.name, "source": source, "splits": to_plain(domain.splits)})
 
 

@@ -96,7 +96,15 @@ def test_no_global_random_numbers(path: Path) -> None:
 def test_every_experiment_composes(tmp_path: Path) -> None:
     from flows.config import groups, load
 
-    needed = {"domain=sinusoid": ["experiment=sinusoid"], **{f"{group}=image_folder": [f"domain.source.root={tmp_path}"] for group in ("domain", "experiment")}}
+    (tmp_path / "rows.csv").write_text("label\n")
+    folder, file = f"domain.source.root={tmp_path}", f"domain.source.file={tmp_path / 'rows.csv'}"
+    needed = {
+        "domain=sinusoid": ["experiment=sinusoid"],
+        "domain=image_folder": [folder],
+        "experiment=image_folder": [folder],
+        "domain=table": ["experiment=table", file],
+        "experiment=table": [file],
+    }
     for group, choices in groups().items():
         for choice in choices:
             load([f"{group}={choice}", *needed.get(f"{group}={choice}", [])])

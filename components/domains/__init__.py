@@ -9,6 +9,7 @@ DOMAINS = {
     "glyphs": "components.domains.glyphs",
     "image_folder": "components.domains.image_folder",
     "sinusoid": "components.domains.sinusoid",
+    "table": "components.domains.table",
     **{name: "components.domains.omniglot" for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},
 }
 

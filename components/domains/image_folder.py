@@ -9,7 +9,8 @@ import numpy as np
 from components.contracts import InputError, require
 from components.domains.options import ImageFolderOptions
 from components.domains.pictures import SUFFIXES, read_picture
-from components.domains.pool import PoolClass, Source, describe
+from components.domains.pool import PoolClass, Source
+from components.plain import describe
 
 
 def class_folders(root: Path) -> Iterator[tuple[str, str, Path]]:

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from components.contracts import positive, require
 
@@ -56,14 +56,31 @@ class OmniglotOptions:
         require(14 <= self.size <= 105, f"domain.source.size must lie in [14, 105], got {self.size}. Use 28, 35 or 105.")
 
 
+class OwnFiles:
+    """Options of a domain that is made of the user's own files, which the option `own` names."""
+
+    own: ClassVar[str]
+
+    @property
+    def place(self) -> Path:
+        """Return where they lie. Raises InputError where nothing does."""
+        asked, kind = getattr(self, self.own), "folder" if self.own == "root" else "file"
+        require(asked is not None, f"domain.source.{self.own} must be a {kind} of your own, got none. Set domain.source.{self.own}=<{kind}>.")
+        path = Path(asked)
+        found = path.is_dir() if kind == "folder" else path.is_file()
+        require(found, f"domain.source.{self.own} must be a {kind}, got {path}, which is none. Check the path.")
+        return path
+
+
 @dataclass
-class ImageFolderOptions:
+class ImageFolderOptions(OwnFiles):
     """Pictures in `root`/<class>/* or `root`/<group>/<class>/*, brought to [size, size], grey or in `colour`.
 
     What cannot be used (files that are no pictures, links that lead out of the root, classes of fewer than `min_items` pictures) is
     refused, or skipped and counted, as `problems` says.
     """
 
+    own: ClassVar[str] = "root"
     root: str | None
     size: int
     colour: bool
@@ -74,13 +91,28 @@ class ImageFolderOptions:
         require(14 <= self.size <= 224, f"domain.source.size must lie in [14, 224], got {self.size}. Use 28, 35, 64 or 84.")
         positive(**{"domain.source.min_items": self.min_items})
 
-    @property
-    def place(self) -> Path:
-        """Return the root. Raises InputError where there is none."""
-        require(self.root is not None, "domain.source.root must be a folder of pictures, one sub-folder a class, got none. Set domain.source.root=<folder>.")
-        folder = Path(str(self.root))
-        require(folder.is_dir(), f"domain.source.root must be a folder, got {folder}, which is none. Check the path.")
-        return folder
+
+@dataclass
+class TableOptions(OwnFiles):
+    """Rows of a CSV or Parquet `file`: numbers in the columns `features` (all numeric ones where empty), a class in column `label`.
+
+    Column `group`, where there is one, says which group a class is of. Missing numbers are refused, their rows dropped, or filled with the
+    column's mean over training rows; `standardise` gives every column mean 0 and deviation 1 over training rows. Classes of fewer than
+    `min_items` rows are left out and counted.
+    """
+
+    own: ClassVar[str] = "file"
+    file: str | None
+    label: str
+    group: str | None
+    features: list[str]
+    missing: Literal["refuse", "drop", "mean"]
+    standardise: bool
+    min_items: int
+
+    def __post_init__(self) -> None:
+        positive(**{"domain.source.min_items": self.min_items})
+        require(self.missing != "mean" or self.standardise, "domain.source.missing=mean fills with 0 once columns are standardised. Set standardise=true.")
 
 
 def content(place: Path) -> str:
@@ -97,5 +129,6 @@ OPTIONS: dict[str, type] = {
     "glyphs": GlyphsOptions,
     "image_folder": ImageFolderOptions,
     "sinusoid": SinusoidOptions,
+    "table": TableOptions,
     **{name: OmniglotOptions for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},
 }

@@ -9,16 +9,18 @@ data/<domain>/pool.json        domain, kind of input, digest of the options that
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.contracts import InputError, SplitsSection
+from components.domains.columns import Columns
+from components.plain import to_plain
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,15 @@ class Source:
     item_notes: list[str]
     targets: np.ndarray | None = None
     originals: np.ndarray | None = None
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool on disk, opened without copying: `inputs` is a read-only memory map."""
+    """A pool on disk, opened without copying: `inputs` is a read-only memory map.
+
+    `columns`: how rows of a user's table become inputs, where that is what the pool was made of.
+    """
 
     path: Path
     domain: str
@@ -51,6 +57,7 @@ class Pool:
     inputs: np.ndarray
     classes: pa.Table
     targets: np.ndarray | None = None
+    columns: dict[str, Any] | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -101,13 +108,19 @@ def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest
         }
     )
     items = pa.table({"class": pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)), "note": pa.array(source.item_notes).dictionary_encode()})
-    np.save(folder / "inputs.npy", source.inputs)
+    inputs, columns = source.inputs, source.columns
+    if columns is not None:
+        trains = np.array([splits.split_of(c.group, c.name) == "train" for c in source.classes])
+        columns = columns.fitted(inputs[np.repeat(trains, counts)])
+        inputs = columns.read(inputs)
+    np.save(folder / "inputs.npy", inputs)
     for name, values in (("targets", source.targets), ("originals", source.originals)):
         if values is not None:
             np.save(folder / f"{name}.npy", values)
     pq.write_table(classes, folder / "classes.parquet")
     pq.write_table(items, folder / "items.parquet")
     about = {"domain": domain, "source": source_digest, "items": int(counts.sum()), "classes": len(counts)}
+    about |= {"columns": to_plain(columns)} if columns is not None else {}
     (folder / "pool.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
@@ -121,8 +134,4 @@ def open_pool(path: str | Path) -> Pool:
         targets = np.load(folder / "targets.npy", mmap_mode="r") if (folder / "targets.npy").exists() else None
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise InputError(f"The pool in {folder} must be complete and readable, got: {error}. Delete the folder; the next run restores it.") from error
-    return Pool(folder, about["domain"], about["source"], inputs, classes, targets)
-
-
-def describe(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return Pool(folder, about["domain"], about["source"], inputs, classes, targets, about.get("columns"))

@@ -1,0 +1,70 @@
+"""How rows of a user's table become inputs: which columns, and the shift and scale of each. A model keeps it for rows that come later."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from components.contracts import InputError, require
+from components.plain import describe
+
+
+@dataclass(frozen=True)
+class Columns:
+    """`names` of the columns in order, the column of the `label`, and what is subtracted from each number, then divides it."""
+
+    names: list[str]
+    label: str
+    shift: list[float]
+    scale: list[float]
+    fill: bool  # missing numbers become 0, the training rows' mean
+
+    def fitted(self, rows: np.ndarray) -> "Columns":
+        """Return these columns with shift and scale measured on rows [N, D], where they are still to be measured (empty)."""
+        if self.shift or not len(rows):
+            return self
+        with np.errstate(all="ignore"):
+            scale = np.nanstd(rows, axis=0)
+        scale[~(scale > 0)] = 1.0  # constant over training rows, though not over all
+        return dataclasses.replace(self, shift=np.nan_to_num(np.nanmean(rows, axis=0)).tolist(), scale=scale.tolist())
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return inputs [N, D] float32 of rows [N, D]."""
+        moved = (rows - np.array(self.shift)) / np.array(self.scale) if self.shift else rows
+        return (np.nan_to_num(moved, nan=0.0) if self.fill else moved).astype(np.float32)
+
+    def take(self, table: pa.Table, where: Path) -> np.ndarray:
+        """Return inputs [N, D] of another table's rows. Raises InputError naming a column that is missing, or a missing number."""
+        lacks = [name for name in self.names if name not in table.column_names]
+        require(not lacks, f"{where} must have the columns that the model was trained on, but lacks {describe(lacks)}. Add them.")
+        inputs = self.read(numbers(table, self.names, where))
+        gaps = int(np.isnan(inputs).any(1).sum())
+        require(gaps == 0, f"{where} must hold a number in every cell, got {gaps} rows with a missing one. Fill or remove them.")
+        return inputs
+
+
+def read_table(path: Path) -> pa.Table:
+    """Read a CSV file with a header, or a Parquet file. Raises InputError where it cannot be read."""
+    try:
+        return pq.read_table(path) if path.suffix.lower() in (".parquet", ".pq") else pyarrow.csv.read_csv(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{path} must be a CSV file with a header or a Parquet file, got: {str(error).splitlines()[0]}. Check the file.") from error
+
+
+def is_numeric(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def numbers(table: pa.Table, names: Sequence[str], where: Path) -> np.ndarray:
+    """Return columns as [N, D] float64, missing and infinite numbers as NaN. Raises InputError naming a column of something else."""
+    kinds = {name: table.schema.field(name).type for name in names}
+    odd = [f"{name} ({kind})" for name, kind in kinds.items() if not (is_numeric(kind) or pa.types.is_null(kind))]
+    require(not odd, f"{where} must hold numbers in its feature columns, got {describe(odd)}. Leave them out, or turn them into numbers.")
+    columns = [table.column(name).cast(pa.float64()).to_numpy() for name in names]
+    rows = np.stack(columns, 1) if columns else np.zeros((len(table), 0))
+    return np.where(np.isfinite(rows), rows, np.nan)

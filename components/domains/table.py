@@ -1,0 +1,63 @@
+"""The user's own vectors: rows of numbers with a label, from CSV or Parquet; embeddings of any model, or readings of sensors."""
+
+import sys
+
+import numpy as np
+
+from components.contracts import require
+from components.domains.columns import Columns, is_numeric, numbers, read_table
+from components.domains.options import TableOptions
+from components.domains.pool import PoolClass, Source
+from components.plain import describe
+
+
+def build(options: TableOptions, mirror: str | None = None) -> Source:
+    """Read the rows, class by class. Raises InputError naming the column that is missing or holds something else than numbers."""
+    path = options.place
+    table = read_table(path)
+    needed = [options.label, *([options.group] if options.group else []), *options.features]
+    lacks = [name for name in needed if name not in table.column_names]
+    require(not lacks, f"{path} must have the columns {', '.join(needed)}, but lacks {describe(lacks)}; it has {describe(table.column_names, 8)}. Name them.")
+    kept = {options.label, options.group}
+    names = options.features or [f.name for f in table.schema if f.name not in kept and is_numeric(f.type)]
+    rows = numbers(table, names, path)
+    gaps = np.isnan(rows).any(1)
+    told = f"{path} must hold a number in every cell of its feature columns, got {int(gaps.sum())} of {len(rows)} rows with a missing one"
+    require(options.missing != "refuse" or not gaps.any(), f"{told}. Fill them, or set domain.source.missing=drop or mean.")
+    labels = np.array([str(value) for value in table.column(options.label).to_pylist()])
+    groups = np.array([str(value) for value in table.column(options.group).to_pylist()]) if options.group else np.full(len(rows), "rows")
+    if options.missing == "drop" and gaps.any():
+        _say(f"{path}: {int(gaps.sum())} of {len(rows)} rows dropped for a missing number")
+        rows, labels, groups = rows[~gaps], labels[~gaps], groups[~gaps]
+    with np.errstate(all="ignore"):
+        flat = np.nanmax(rows, axis=0, initial=-np.inf) <= np.nanmin(rows, axis=0, initial=np.inf)
+    if flat.any():
+        _say(f"{path}: {int(flat.sum())} constant columns left out: {describe([n for n, f in zip(names, flat, strict=True) if f])}")
+        names, rows = [n for n, f in zip(names, flat, strict=True) if not f], rows[:, ~flat]
+    require(len(names) > 0, f"{path} must have numeric columns that vary beside {options.label}, got none. Add features.")
+    columns = Columns(names, options.label, *(([], []) if options.standardise else ([0.0] * len(names), [1.0] * len(names))), options.missing == "mean")
+    return _by_class(rows, labels, groups, columns, options)
+
+
+def _by_class(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, columns: Columns, options: TableOptions) -> Source:
+    classes, chosen, small = [], [], []
+    for name in np.unique(labels):
+        own = np.flatnonzero(labels == name)
+        homes = np.unique(groups[own])
+        require(
+            len(homes) == 1, f"{options.file}: a class must be of one group, but {options.label}={name} is of {describe(homes.tolist())}. Rename the classes."
+        )
+        if len(own) < options.min_items:
+            small.append(str(name))
+            continue
+        classes.append(PoolClass(str(name), str(homes[0]), len(own)))
+        chosen.append(own)
+    if small:
+        _say(f"{options.file}: {len(small)} classes of fewer than {options.min_items} rows left out: {describe(small)}")
+    require(len(classes) >= 2, f"{options.file} must hold two classes of {options.min_items} rows at least, got {len(classes)}. Add rows.")
+    order = np.concatenate(chosen)
+    return Source(classes, rows[order].astype(np.float32), [""] * len(order), columns=columns)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,113 @@
+"""The user's own vectors: columns, missing numbers, scaling by training rows alone; and the whole chain on them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from workspace import Workspace
+
+from components.contracts import InputError, SplitsSection
+from components.domains import table
+from components.domains.columns import Columns, read_table
+from components.domains.options import TableOptions
+from components.domains.pool import open_pool, write_pool
+
+
+def options(file: Path, **more: object) -> TableOptions:
+    given: dict = {"file": str(file), "label": "label", "group": None, "features": [], "missing": "refuse", "standardise": True, "min_items": 2}
+    return TableOptions(**(given | more))
+
+
+def rows(count: int = 12, gap: int | None = None) -> pa.Table:
+    """Return `count` rows of three classes, two features that vary, one that does not, and a text."""
+    random = np.random.default_rng(0)
+    first = random.normal(5, 3, count)
+    if gap is not None:
+        first[gap] = np.nan
+    columns = {"first": first, "second": np.arange(count), "flat": np.ones(count), "note": ["text"] * count, "label": [f"c{i % 3}" for i in range(count)]}
+    return pa.table(columns)
+
+
+def test_csv_and_parquet_are_the_same_rows_class_by_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pyarrow.csv.write_csv(rows(), tmp_path / "rows.csv")
+    pq.write_table(rows(), tmp_path / "rows.parquet")
+    from_csv, from_parquet = (table.build(options(tmp_path / name)) for name in ("rows.csv", "rows.parquet"))
+    assert np.allclose(from_csv.inputs, from_parquet.inputs)
+    assert [(c.name, c.count) for c in from_csv.classes] == [("c0", 4), ("c1", 4), ("c2", 4)]
+    assert from_csv.inputs[:4, 1].tolist() == [0, 3, 6, 9]
+    assert from_csv.columns is not None and from_csv.columns.names == ["first", "second"]
+    assert "1 constant columns left out: flat" in capsys.readouterr().err
+
+
+def test_scaling_is_measured_on_training_rows_alone(tmp_path: Path) -> None:
+    pq.write_table(rows(), tmp_path / "rows.parquet")
+    source = table.build(options(tmp_path / "rows.parquet", features=["first", "second"]))
+    splits = SplitsSection(val=[], gate=[], test=[], shares={"test": 0.5})
+    homes = [splits.split_of("rows", c.name) for c in source.classes]
+    assert {"train", "test"} <= set(homes)
+    write_pool(source, splits, "table", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    train = pool.items(pool.split("train"))
+    assert pool.inputs[train].mean(0) == pytest.approx([0, 0], abs=1e-6) and pool.inputs[train].std(0) == pytest.approx([1, 1], abs=1e-6)
+    assert pool.inputs == pytest.approx((source.inputs - source.inputs[train].mean(0)) / source.inputs[train].std(0), abs=1e-5)
+    assert pool.columns is not None
+    later = Columns(**pool.columns).take(rows(), tmp_path)  # what comes later is read in the same way
+    assert later[::3] == pytest.approx(pool.inputs[:4], abs=1e-5)
+
+
+def test_missing_numbers_are_refused_dropped_or_filled_with_the_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(rows(gap=4), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="1 of 12 rows with a missing one"):
+        table.build(options(tmp_path / "rows.parquet"))
+    dropped = table.build(options(tmp_path / "rows.parquet", missing="drop"))
+    assert len(dropped.inputs) == 11 and "1 of 12 rows dropped" in capsys.readouterr().err
+    filled = table.build(options(tmp_path / "rows.parquet", missing="mean"))
+    write_pool(filled, SplitsSection(val=[], gate=[], test=[], shares={}), "table", "x" * 64, tmp_path / "pool")
+    inputs = open_pool(tmp_path / "pool").inputs
+    assert np.isfinite(inputs).all() and inputs[5, 0] == 0  # the second row of c1
+    assert inputs.mean(0) == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_a_column_that_is_missing_or_holds_text_and_a_class_of_two_groups_are_named(tmp_path: Path) -> None:
+    pq.write_table(rows().append_column("site", pa.array(["a", "b"] * 6)), tmp_path / "rows.parquet")
+    for more, told in (
+        ({"label": "species"}, "lacks species"),
+        ({"features": ["first", "note"]}, r"note \(string\)"),
+        ({"features": ["flat"]}, "numeric columns that vary"),
+        ({"group": "site"}, "c0 is of a, b"),
+        ({"min_items": 5}, "two classes of 5 rows"),
+    ):
+        with pytest.raises(InputError, match=told):
+            table.build(options(tmp_path / "rows.parquet", **more))
+    (tmp_path / "no.csv").write_bytes(b"\x00\xff\n1,2\n3")
+    with pytest.raises(InputError, match="must be a CSV file"):
+        read_table(tmp_path / "no.csv")
+    with pytest.raises(InputError, match="lacks second"):
+        Columns(["first", "second"], "label", [0, 0], [1, 1], False).take(rows().drop_columns(["second"]), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_chain_runs_on_a_table_and_adapts_to_rows_of_new_classes(new_workspace: Callable[[], Workspace], tmp_path: Path) -> None:
+    workspace = new_workspace()
+    pool = np.load(workspace.root / "data/glyphs/inputs.npy", mmap_mode="r")
+    pixels = np.stack([np.asarray(pool[c * 20 : c * 20 + 8]) for c in range(60)]).reshape(480, 7, 4, 7, 4).mean((2, 4)).reshape(480, 49)
+    own = pa.table({f"p{i}": pixels[:, i] for i in range(49)} | {"label": [f"letter-{i // 8}" for i in range(480)]})
+    pyarrow.csv.write_csv(own.slice(0, 400), tmp_path / "rows.csv")
+    small = [f"{where}.fit.{name}" for where in ("base", "learner", "student.learner", "fusion") for name in ("steps=40", "epoch_steps=20")]
+    small += ["evaluation.tasks=20", "evaluation.gate_tasks=20", "evaluation.scratch_tasks=2", "evaluation.scratch_steps=2", "tasks.val=20"]
+    asked = ["experiment=table", f"domain.source.file={tmp_path / 'rows.csv'}", "tasks.way=3", "evaluation.settings=[3w1s]"]
+    out = workspace.retrain(*asked, *small).stdout
+    assert "table version 1 is champion" in out
+    assert workspace.metrics()["test/3w1s/fused/accuracy"] > 0.5
+    new = [i for c in (52, 57) for i in range(8 * c, 8 * c + 5)]
+    pyarrow.csv.write_csv(own.take(new), tmp_path / "support.csv")
+    pyarrow.csv.write_csv(own.take([8 * 52 + 6, 8 * 57 + 6]).drop_columns(["label"]), tmp_path / "query.csv")
+    files = [f"{name}={tmp_path / name}.csv" for name in ("support", "query", "out")]
+    workspace.run("flows.adapt", "model=models:/table@champion", *files)
+    lines = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
+    assert lines[0] == ["row", "class", "probability", "letter-52", "letter-57"]
+    assert [line[:2] for line in lines[1:]] == [["0", "letter-52"], ["1", "letter-57"]]
