@@ -59,3 +59,11 @@ def test_every_learner_is_documented() -> None:
     told = (ROOT / "docs" / "learners.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", told, re.M)) == set(FAMILIES)
     assert {p.stem for p in (ROOT / "conf" / "learner").glob("*.yaml")} == set(FAMILIES)
+
+
+def test_every_domain_is_documented() -> None:
+    told = set(
+        re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in (ROOT / "docs" / "domains.md").read_text().splitlines() if line.startswith("| `")))
+    )
+    domains = {p.stem for p in (ROOT / "conf" / "domain").glob("*.yaml")}
+    assert told == {name for name in domains if not name.endswith("_evaluation")}
