@@ -68,13 +68,17 @@ def _load_pyfunc(path: str) -> ServedLearner:
 
 
 def predict(learner: Any, support_x: np.ndarray, support_y: np.ndarray, query_x: np.ndarray) -> np.ndarray:
-    """Adapt to one support set and return calibrated probabilities [Q, way], or values [Q, 1] (float32).
+    """Adapt to one support set and return calibrated probabilities [Q, way], or values [Q, 1] (float32). Raises ValueError as `adapt` does."""
+    return answer(learner, adapt(learner, support_x, support_y), query_x)
+
+
+def adapt(learner: Any, support_x: np.ndarray, support_y: np.ndarray, losses: list[float] | None = None) -> Any:
+    """Adapt to stored items [S, ...] with their labels, or values; append the loss at the start and after each step to `losses`, where there are steps.
 
     Raises ValueError where labels are not 0..way-1 with at least one example each, or the counts differ.
     """
     import torch
 
-    from components.domains import images
     from components.tasks import Examples
 
     if len(support_x) != len(support_y):
@@ -83,11 +87,27 @@ def predict(learner: Any, support_x: np.ndarray, support_y: np.ndarray, query_x:
     labels = np.unique(support_y) if classes else np.zeros(1)
     if classes and (len(labels) < 2 or not np.array_equal(labels, np.arange(len(labels)))):
         raise ValueError(f"support_y needs labels 0..way-1, at least two and none left out, got {labels.tolist()[:10]}. Number the classes from 0.")
+    y = torch.from_numpy(np.array(support_y, dtype=np.int64 if classes else np.float32))[None]
+    support = Examples(_inputs(support_x), y, len(labels))
+    if losses is not None and hasattr(learner, "support_losses"):
+        losses += learner.support_losses(support)
+    with torch.no_grad():
+        return learner.adapt(support)
 
-    def tensor(raw: np.ndarray) -> torch.Tensor:
-        return images.prepare(torch.from_numpy(np.array(raw)))[None]
+
+def answer(learner: Any, adapted: Any, query_x: np.ndarray) -> np.ndarray:
+    """Return the calibrated probabilities [Q, way], or values [Q, 1] (float32), of an adapted learner for stored items [Q, ...]."""
+    import torch
 
     with torch.no_grad():
-        y = torch.from_numpy(np.array(support_y, dtype=np.int64 if classes else np.float32))[None]
-        outputs = learner.predict(learner.adapt(Examples(tensor(support_x), y, len(labels))), tensor(query_x))[0]
-        return np.asarray((outputs.softmax(-1) if classes else outputs).numpy())
+        outputs = learner.predict(adapted, _inputs(query_x))[0]
+        return np.asarray((outputs.softmax(-1) if learner.objective.name == "cross_entropy" else outputs).numpy())
+
+
+def _inputs(raw: np.ndarray) -> Any:
+    """Return stored items [N, ...] as the inputs of one task [1, N, ...]."""
+    import torch
+
+    from components.domains import images
+
+    return images.prepare(torch.from_numpy(np.array(raw)))[None]

@@ -3,7 +3,8 @@
 import csv
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,62 +12,62 @@ from flows import cli
 
 HELP = """python -m flows.adapt model=models:/<name>@champion support=<folder or file> query=<folder or file> out=<csv>
 
-  model    a registered model, or the folder of a learner
+  model    a registered model, the folder of a learner, or what save= wrote
   support  the examples: <folder>/<class>/* of pictures, one sub-folder a class; or a CSV or Parquet file of rows with their labels
   query    what is to be named: <folder>/* of pictures, or a file of rows
   out      predictions: file or row (from 0), class, probability, then each class's probability
+  abstain  (optional) leave the class empty where its probability is lower than this
+  save     (optional) keep the adapted model in this new folder: model=<that folder> then needs no support
 """
 
 
-@dataclass(frozen=True)
-class Given:
-    """Examples as a pool stores them [S, ...], their labels [S], the classes' names, and what is to be named [Q, ...] with its names."""
+def read_support(support: Path, shape: list[int], columns: dict[str, Any] | None) -> tuple[Any, Any, list[str]]:
+    """Return examples as a pool stores them [S, ...], their labels [S] and the classes' names, for a model of inputs `shape` or of `columns`."""
+    if columns is None:
+        from components.domains import pictures
 
-    x: Any
-    y: Any
-    classes: list[str]
-    query: Any
-    names: list[str]
-
-
-def read_pictures(support: Path, query: Path, shape: list[int]) -> Given:
-    """Read folders of pictures as a model of inputs [C, H, W] takes them."""
-    import numpy as np
-
-    from components.domains.pictures import list_pictures, read_picture, read_support
-
-    size, colour = shape[-1], shape[0] == 3
-    x, y, classes = read_support(support, size, colour)
-    files = list_pictures(query)
-    return Given(x, y, classes, np.stack([read_picture(f, size, colour) for f in files]), [f.name for f in files])
-
-
-def read_rows(support: Path, query: Path, columns: dict[str, Any]) -> Given:
-    """Read tables of rows through the columns that the model was trained on."""
+        return pictures.read_support(support, shape[-1], shape[0] == 3)
     import numpy as np
 
     from components.contracts import require
     from components.domains.columns import Columns, read_table
 
-    own = Columns(**columns)
-    known, asked = read_table(support), read_table(query)
-    require(own.label in known.column_names, f"support must have the labels in column {own.label}, but {support} lacks it. Add it.")
-    classes, y = np.unique([str(value) for value in known.column(own.label).to_pylist()], return_inverse=True)
+    own, table = Columns(**columns), read_table(support)
+    require(own.label in table.column_names, f"support must have the labels in column {own.label}, but {support} lacks it. Add it.")
+    classes, y = np.unique([str(value) for value in table.column(own.label).to_pylist()], return_inverse=True)
     require(len(classes) >= 2, f"support needs examples of two classes at least, got {len(classes)} in {support}. Add rows of another class.")
-    require(len(asked) > 0, f"query needs rows, got none in {query}. Add some.")
-    return Given(own.take(known, support), y, classes.tolist(), own.take(asked, query), [str(i) for i in range(len(asked))])
+    return own.take(table, support), y, classes.tolist()
 
 
-def adapt(model: str, support: str, query: str, out: str) -> None:
+def read_query(query: Path, shape: list[int], columns: dict[str, Any] | None) -> tuple[Any, list[str]]:
+    """Return what is to be named [Q, ...] as a pool stores it, and the name of each: of a picture its file, of a row its number."""
+    if columns is None:
+        import numpy as np
+
+        from components.domains import pictures
+
+        files = pictures.list_pictures(query)
+        return np.stack([pictures.read_picture(f, shape[-1], shape[0] == 3) for f in files]), [f.name for f in files]
+    from components.contracts import require
+    from components.domains.columns import Columns, read_table
+
+    table = read_table(query)
+    require(len(table) > 0, f"query needs rows, got none in {query}. Add some.")
+    return Columns(**columns).take(table, query), [str(i) for i in range(len(table))]
+
+
+def adapt(model: str, query: str, out: str, support: str = "", abstain: str = "0", save: str = "") -> None:
     """Adapt once, predict all, write the table, and record it all as an MLflow run."""
     from components.contracts import require
     from flows import tracking
 
-    target = Path(out)
+    target, kept = Path(out), Path(save) if save else None
     require(target.parent.is_dir(), f"out must lie in a folder that exists, got {target.parent}. Create it.")
+    require(kept is None or (kept.parent.is_dir() and not kept.exists()), f"save must be a new folder in one that exists, got {save}. Choose another name.")
+    least = _probability(abstain)
     folder = tracking.model_folder(model)
+    from components import serving
     from components.learners import store
-    from components.serving import predict
 
     learner, spec, about = store.load(folder)
     columns, shape = about.get("columns"), spec["input_shape"]
@@ -74,21 +75,54 @@ def adapt(model: str, support: str, query: str, out: str) -> None:
         spec["objective"] == "cross_entropy" and (len(shape) == 3 or columns is not None),
         f"adapt names pictures or rows, but model {model} takes inputs {shape} and predicts by {spec['objective']}. Serve it with mlflow models serve.",
     )
-    given = read_rows(Path(support), Path(query), columns) if columns else read_pictures(Path(support), Path(query), shape)
+    asked, names = read_query(Path(query), shape, columns)
+    losses: list[float] = []
+    if support:
+        x, y, classes = read_support(Path(support), shape, columns)
+        adapted, shots = serving.adapt(learner, x, y, losses), {"support": support, "shots": len(y)}
+    else:
+        (adapted, classes), shots = store.load_adapted(folder), {}
     experiment = tracking.open_store(about["domain"])
     with tracking.run(experiment, "adapt", {"stage": "adapt", "model": model}) as run_id:
-        tracking.log_params(run_id, {"model": model, "support": support, "query": query, "way": len(given.classes), "shots": len(given.y)})
-        probabilities = predict(learner, given.x, given.y, given.query)
-        partial = target.with_name(f".{target.name}.partial")
-        with partial.open("w", newline="") as file:
+        tracking.log_params(run_id, {"model": model, "query": query, "way": len(classes), "abstain": least, **shots})
+        for step, loss in enumerate(losses):
+            tracking.log_metrics(run_id, {"adapt/loss": loss}, step)
+        probabilities = serving.answer(learner, adapted, asked)
+        sure = probabilities.max(1) >= least
+        with _into_place(target) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["row" if columns else "file", "class", "probability", *given.classes])
-            for name, row in zip(given.names, probabilities, strict=True):
-                writer.writerow([name, given.classes[int(row.argmax())], f"{row.max():.4f}", *(f"{p:.4f}" for p in row)])
-        os.replace(partial, target)
+            writer.writerow(["row" if columns else "file", "class", "probability", *classes])
+            for name, named, row in zip(names, sure, probabilities, strict=True):
+                writer.writerow([name, classes[int(row.argmax())] if named else "", f"{row.max():.4f}", *(f"{p:.4f}" for p in row)])
+        if kept is not None:
+            with _into_place(kept) as partial:
+                store.save(learner, spec, partial, about)
+                store.save_adapted(adapted, partial, classes)
         tracking.store().log_artifact(run_id, str(target))
-        tracking.log_metrics(run_id, {"confidence": float(probabilities.max(1).mean())})
-    print(f"{len(given.names)} {'rows' if columns else 'pictures'} named among {', '.join(given.classes)}: {target}")
+        tracking.log_metrics(run_id, {"confidence": float(probabilities.max(1).mean()), "abstained": float((~sure).mean())})
+    if losses:
+        print(f"loss on the examples, step by step: {' '.join(f'{loss:.3f}' for loss in losses)}")
+    left = f", {int((~sure).sum())} left open" if least > 0 else ""
+    print(f"{len(names)} {'rows' if columns else 'pictures'} named among {', '.join(classes)}{left}: {target}")
+
+
+def _probability(given: str) -> float:
+    from components.contracts import require
+
+    try:
+        value = float(given)
+    except ValueError:
+        value = -1.0
+    require(0 <= value <= 1, f"abstain must be a probability in [0, 1], got {given!r}. Use 0.5, or leave it out.")
+    return value
+
+
+@contextmanager
+def _into_place(target: Path) -> Iterator[Path]:
+    """Give the name of a file or folder beside `target`, which is renamed into its place once it is written."""
+    partial = target.with_name(f".{target.name}.partial")
+    yield partial
+    os.replace(partial, target)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,10 @@ def _input_error(error: BaseException) -> InputError | None:
 
 
 def entry(body: Callable[..., Any], arguments: Sequence[str], text: str) -> None:
-    """Run an entry point that takes key=value: those that `body` names go there, the rest are config overrides where it takes any."""
+    """Run an entry point that takes key=value: those that `body` names go there, the rest are config overrides where it takes any.
+
+    Names without a default must be given.
+    """
     if not arguments or {"--help", "-h"} & set(arguments):
         print(text, end="")
         raise SystemExit(0)
@@ -151,7 +154,7 @@ def entry(body: Callable[..., Any], arguments: Sequence[str], text: str) -> None
                 more.append(argument)
             else:
                 raise InputError(f"Arguments are {', '.join(f'{n}=...' for n in named)}, got {argument!r}. See --help.")
-        missing = [name for name in named if not given.get(name)]
+        missing = [name for name in named if not given.get(name) and signature[name].default is inspect.Parameter.empty]
         if missing:
             raise InputError(f"{', '.join(f'{n}=...' for n in missing)} must be given, got {' '.join(arguments)!r}. See --help.")
         body(*more, **given)

@@ -318,3 +318,12 @@ def test_batched_weights_of_a_perceptron_equal_one_network_after_another() -> No
     x = torch.randn(3, 4, 5, dtype=torch.float64)
     wanted = torch.stack([torch.func.functional_call(net, {k: v[t] for k, v in weights.items()}, (x[t],)) for t in range(3)])
     assert torch.allclose(net.per_task(weights, x), wanted)
+
+
+@pytest.mark.parametrize("name", ["maml", "meta_sgd", "mamlpp", "alfa", "lstm"])
+def test_the_losses_told_are_those_of_the_steps_that_adaptation_takes(name: str) -> None:
+    learner, task = store.build(spec(name, kind="mlp")).eval(), tasks(shape=(5,))
+    losses = learner.support_losses(task.support)
+    assert len(losses) == learner.steps() + 1
+    last = learner.inner_loss(learner.adapt_features(task.support), task.support, learner.steps())
+    assert losses[-1] == pytest.approx(last.mean().item(), rel=1e-6)

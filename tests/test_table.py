@@ -111,3 +111,11 @@ def test_the_chain_runs_on_a_table_and_adapts_to_rows_of_new_classes(new_workspa
     lines = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
     assert lines[0] == ["row", "class", "probability", "letter-52", "letter-57"]
     assert [line[:2] for line in lines[1:]] == [["0", "letter-52"], ["1", "letter-57"]]
+    again = ["model=" + str(tmp_path / "adapted"), f"query={tmp_path / 'query.csv'}", f"out={tmp_path / 'again.csv'}", "abstain=1"]
+    workspace.run("flows.adapt", "model=models:/table@champion", *files, f"save={tmp_path / 'adapted'}")
+    told = workspace.run("flows.adapt", *again).stdout  # no support: the folder remembers what it was adapted to
+    assert "2 left open" in told
+    kept = [line.split(",") for line in (tmp_path / "again.csv").read_text().splitlines()]
+    assert [line[1] for line in kept[1:]] == ["", ""] and [line[2:] for line in kept] == [line[2:] for line in lines]
+    ended = workspace.run("flows.adapt", "model=models:/table@champion", *again[1:], expect=2)
+    assert "support must be given for a model that is not adapted yet" in ended.stderr

@@ -139,6 +139,16 @@ class Maml(Learner):
     def steps(self) -> int:
         return self.options.inner_steps if self.training else self.options.test_steps
 
+    @torch.no_grad()
+    def support_losses(self, support: Examples) -> list[float]:
+        """Return the mean support loss before the first and after every step of adaptation."""
+        weights = self.start(support)
+        memory, losses = self.memory(weights), []
+        for index in range(self.steps()):
+            losses.append(self.inner_loss(weights, support, index).mean().item())
+            weights, memory = self.descend(weights, memory, support, range(index, index + 1), False)
+        return [*losses, self.inner_loss(weights, support, self.steps()).mean().item()]
+
     def adapt_features(self, support: Examples) -> Adapted:
         weights = self.start(support)
         graph = torch.is_grad_enabled()

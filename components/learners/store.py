@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.contracts import AugmentSection, BackboneSection, InputError
-from components.learners.learner import Learner
+from components.contracts import AugmentSection, BackboneSection, InputError, require
+from components.learners.learner import Adapted, Learner
 from components.learners.options import BASES, family
 from components.networks import build_backbone
 from components.objectives import OBJECTIVES
@@ -94,6 +94,22 @@ def load(folder: str | Path) -> tuple[Learner, Spec, dict[str, Any]]:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"A learner needs learner.json and learner.safetensors that match, got in {folder}: {first}. Train or register it again.") from error
     return learner.eval(), told["spec"], told["about"]
+
+
+def save_adapted(adapted: Adapted, folder: Path, classes: list[str]) -> None:
+    """Write what a learner in `folder` was adapted to: `adapted.safetensors`, and the names of the classes."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in adapted.items()}, folder / "adapted.safetensors")
+    (folder / "adapted.json").write_text(json.dumps({"classes": classes}, indent=1) + "\n")
+
+
+def load_adapted(folder: str | Path) -> tuple[Adapted, list[str]]:
+    """Load what `save_adapted` wrote. Raises InputError where the learner was not adapted, or the file is damaged."""
+    path = Path(folder) / "adapted.safetensors"
+    require(path.exists(), f"support must be given for a model that is not adapted yet, got none, and {folder} has no {path.name}. Give support=...")
+    try:
+        return load_file(path), list(json.loads((Path(folder) / "adapted.json").read_text())["classes"])
+    except Exception as error:  # safetensors raises its own type
+        raise InputError(f"{path} must be readable, got: {str(error).splitlines()[0]}. Adapt and save again.") from error
 
 
 def digest(learner: Learner) -> str:
