@@ -87,6 +87,7 @@ def test_a_version_is_what_the_folder_holds_and_not_where_it_lies(tmp_path: Path
         layout(tmp_path / folder, "a", "b")
     assert content(tmp_path / "here") == content(tmp_path / "there")
     before = digest("here")
+    (tmp_path / "there" / ".thumbnails").write_text("not data")
     assert digest("there") == before
     paint(tmp_path / "there" / "b" / "new.png")
     assert digest("there") != before
