@@ -62,7 +62,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     settings = line.config.evaluation.settings
     header, body = rows(evaluation, settings)
     gaps = differences(evaluation, settings)
-    console = Console() if sys.stdout.isatty() else Console(width=140)  # a log has no width of its own
+    console = Console() if sys.stdout.isatty() else Console(width=200)  # a log has no width of its own
     title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks"
     console.print(framed(title, header, body), framed("paired differences", ["difference", *settings], gaps))
     ran = [f"{r.name} ({r.seconds:.0f} s)" for r in refs if not r.cached]
