@@ -126,7 +126,13 @@ def draw(spec: TaskSpec, pool: Pool, seed: int, first: int = 0, count: int | Non
         flat = picks.reshape(-1)
         cells = (rows[:, None] * np.uint64(spec.way) + np.arange(spec.way, dtype=np.uint64)).reshape(-1)
         lanes = np.arange(2 * need, dtype=np.uint64)[:, None]
-        chosen = choose(bits(item_key, cells * np.uint64(2 * need) + lanes), items[flat], need)
+        random = bits(item_key, cells * np.uint64(2 * need) + lanes)
+        if pool.ordered:  # the first are known, and any of the later ones asked for
+            later = choose(random, items[flat] - np.int32(spec.shot), spec.query) + np.int32(spec.shot)
+            known = np.arange(spec.shot, dtype=np.int32)[:, None].repeat(len(flat), 1)
+            chosen = np.concatenate([known, later])
+        else:
+            chosen = choose(random, items[flat], need)
         chosen += first_item[flat]
         by_class = chosen.T.reshape(len(rows), spec.way, need)
         support[here] = by_class[:, :, : spec.shot]

@@ -29,7 +29,7 @@ def check(config: Config) -> None:
 def _check_source(config: Config) -> None:
     """Look for the user's own files, unless a version of them that DVC keeps is asked for."""
     options = OPTIONS[config.domain.name](**config.domain.source)
-    if config.data.pin is None and isinstance(options, OwnFiles):
+    if config.data.pin is None and isinstance(options, OwnFiles) and options.given:
         _ = options.place
 
 

@@ -76,7 +76,7 @@ def source_digest(domain: DomainSection) -> str:
     from components.domains.options import OPTIONS, OwnFiles, content
 
     source, options = dict(domain.source), OPTIONS[domain.name](**domain.source)
-    if isinstance(options, OwnFiles):  # what they hold counts, not where they lie
+    if isinstance(options, OwnFiles) and options.given:  # what they hold counts, not where they lie
         source[options.own] = content(options.place)
     return fingerprint({"name": domain.name, "source": source, "splits": to_plain(domain.splits)})
 

@@ -60,6 +60,8 @@ BAD = {
     "no folder of one's own pictures": ["experiment=image_folder"],
     "a folder of pictures that is not there": ["experiment=image_folder", "domain.source.root=/nowhere/at=all"],
     "no table of one's own": ["experiment=table"],
+    "a release that is none": ["experiment=ratings", "domain.source.release=ml-25m"],
+    "ratings that are not there": ["experiment=ratings", "domain.source.file=/nowhere.csv"],
     "turned vectors": ["experiment=table", "domain.source.file=README.md", "base.turns=4"],
     "filling what is not standardised": ["experiment=table", "domain.source.missing=mean", "domain.source.standardise=false"],
     "a challenge in colour": ["experiment=image_folder", "domain.source.root=/tmp", "domain.source.colour=true", "evaluation.challenge=/tmp"],

@@ -100,6 +100,7 @@ def test_every_experiment_composes(tmp_path: Path) -> None:
     folder, file = f"domain.source.root={tmp_path}", f"domain.source.file={tmp_path / 'rows.csv'}"
     needed = {
         "domain=sinusoid": ["experiment=sinusoid"],
+        "domain=ratings": ["experiment=ratings"],
         "domain=image_folder": [folder],
         "experiment=image_folder": [folder],
         "domain=table": ["experiment=table", file],

@@ -39,7 +39,7 @@ def test_csv_and_parquet_are_the_same_rows_class_by_class(tmp_path: Path, capsys
     assert np.allclose(from_csv.inputs, from_parquet.inputs)
     assert [(c.name, c.count) for c in from_csv.classes] == [("c0", 4), ("c1", 4), ("c2", 4)]
     assert from_csv.inputs[:4, 1].tolist() == [0, 3, 6, 9]
-    assert from_csv.columns is not None and from_csv.columns.names == ["first", "second"]
+    assert isinstance(from_csv.reading, Columns) and from_csv.reading.names == ["first", "second"]
     assert "1 constant columns left out: flat" in capsys.readouterr().err
 
 

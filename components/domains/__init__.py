@@ -8,6 +8,7 @@ from components.contracts import InputError
 DOMAINS = {
     "glyphs": "components.domains.glyphs",
     "image_folder": "components.domains.image_folder",
+    "ratings": "components.domains.ratings",
     "sinusoid": "components.domains.sinusoid",
     "table": "components.domains.table",
     **{name: "components.domains.omniglot" for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from components.contracts import InputError, require
-from components.plain import describe
+from components.plain import describe, to_plain
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class Columns:
         """Return inputs [N, D] float32 of rows [N, D]."""
         moved = (rows - np.array(self.shift)) / np.array(self.scale) if self.shift else rows
         return (np.nan_to_num(moved, nan=0.0) if self.fill else moved).astype(np.float32)
+
+    def kept(self) -> dict[str, Any]:
+        return dict(to_plain(self))
 
     def take(self, table: pa.Table, where: Path) -> np.ndarray:
         """Return inputs [N, D] of another table's rows. Raises InputError naming a column that is missing, or a missing number."""

@@ -60,6 +60,11 @@ class OwnFiles:
     """Options of a domain that is made of the user's own files, which the option `own` names."""
 
     own: ClassVar[str]
+    needed: ClassVar[bool] = True  # without them there is nothing else that the domain could be made of
+
+    @property
+    def given(self) -> bool:
+        return self.needed or getattr(self, self.own) is not None
 
     @property
     def place(self) -> Path:
@@ -115,6 +120,34 @@ class TableOptions(OwnFiles):
         require(self.missing != "mean" or self.standardise, "domain.source.missing=mean fills with 0 once columns are standardised. Set standardise=true.")
 
 
+RELEASES = ("ml-latest-small", "ml-100k", "ml-1m")
+
+
+@dataclass
+class RatingsOptions(OwnFiles):
+    """Ratings of items by users: a MovieLens `release`, or a CSV or Parquet `file` with the columns `user`, `item`, `rating` and `time`.
+
+    Users with fewer than `min_ratings` are left out. An item is described by `factors` numbers of a factorisation of the training users'
+    ratings, beside its mean, its count, and genres and year where the release tells them.
+    """
+
+    own: ClassVar[str] = "file"
+    needed: ClassVar[bool] = False
+    release: str
+    file: str | None
+    user: str
+    item: str
+    rating: str
+    time: str
+    min_ratings: int
+    factors: int
+
+    def __post_init__(self) -> None:
+        require(self.release in RELEASES, f"domain.source.release must be one of {', '.join(RELEASES)}, got {self.release!r}. Choose one of them.")
+        positive(**{"domain.source.min_ratings": self.min_ratings})
+        require(self.factors >= 0, f"domain.source.factors must be at least 0, got {self.factors}. Use 16, or 0 for none.")
+
+
 def content(place: Path) -> str:
     """Return a digest of a file, or of every file under a folder (hidden ones aside) by its path in it: the same files anywhere are the same data."""
     found = hashlib.sha256()
@@ -128,6 +161,7 @@ def content(place: Path) -> str:
 OPTIONS: dict[str, type] = {
     "glyphs": GlyphsOptions,
     "image_folder": ImageFolderOptions,
+    "ratings": RatingsOptions,
     "sinusoid": SinusoidOptions,
     "table": TableOptions,
     **{name: OmniglotOptions for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},

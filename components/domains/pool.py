@@ -12,15 +12,13 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.contracts import InputError, SplitsSection
-from components.domains.columns import Columns
-from components.plain import to_plain
 
 
 @dataclass(frozen=True)
@@ -32,16 +30,34 @@ class PoolClass:
     count: int
 
 
+class Reading(Protocol):
+    """How rows become inputs, measured on training rows alone."""
+
+    def fitted(self, rows: np.ndarray) -> "Reading":
+        """Return this reading with what it measures on the rows [N, ...] of training classes."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """Return the inputs [N, D] of rows [N, ...]."""
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a model keeps to read rows that come later, as plain data; empty for nothing."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """What a domain builds: `inputs` [N, ...] in class order, one note an item, and `targets` [N] where items have values."""
+    """What a domain builds: `inputs` [N, ...] in class order, one note an item, and `targets` [N] where items have values.
+
+    Where inputs depend on what training items are like, they are rows that `reading` turns into inputs. `ordered`: a class's items have an
+    order, such as time: the first of them are what a task knows, later ones what it asks for.
+    """
 
     classes: list[PoolClass]
     inputs: np.ndarray
     item_notes: list[str]
     targets: np.ndarray | None = None
     originals: np.ndarray | None = None
-    columns: Columns | None = None
+    reading: Reading | None = None
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class Pool:
     classes: pa.Table
     targets: np.ndarray | None = None
     columns: dict[str, Any] | None = None
+    ordered: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -108,11 +125,11 @@ def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest
         }
     )
     items = pa.table({"class": pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)), "note": pa.array(source.item_notes).dictionary_encode()})
-    inputs, columns = source.inputs, source.columns
-    if columns is not None:
+    inputs, reading = source.inputs, source.reading
+    if reading is not None:
         trains = np.array([splits.split_of(c.group, c.name) == "train" for c in source.classes])
-        columns = columns.fitted(inputs[np.repeat(trains, counts)])
-        inputs = columns.read(inputs)
+        reading = reading.fitted(inputs[np.repeat(trains, counts)])
+        inputs = reading.read(inputs)
     np.save(folder / "inputs.npy", inputs)
     for name, values in (("targets", source.targets), ("originals", source.originals)):
         if values is not None:
@@ -120,7 +137,8 @@ def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest
     pq.write_table(classes, folder / "classes.parquet")
     pq.write_table(items, folder / "items.parquet")
     about = {"domain": domain, "source": source_digest, "items": int(counts.sum()), "classes": len(counts)}
-    about |= {"columns": to_plain(columns)} if columns is not None else {}
+    about |= {"columns": kept} if reading is not None and (kept := reading.kept()) else {}
+    about |= {"ordered": True} if source.ordered else {}
     (folder / "pool.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
 
 
@@ -134,4 +152,4 @@ def open_pool(path: str | Path) -> Pool:
         targets = np.load(folder / "targets.npy", mmap_mode="r") if (folder / "targets.npy").exists() else None
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise InputError(f"The pool in {folder} must be complete and readable, got: {error}. Delete the folder; the next run restores it.") from error
-    return Pool(folder, about["domain"], about["source"], inputs, classes, targets, about.get("columns"))
+    return Pool(folder, about["domain"], about["source"], inputs, classes, targets, about.get("columns"), about.get("ordered", False))

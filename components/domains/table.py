@@ -56,7 +56,7 @@ def _by_class(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, columns:
         _say(f"{options.file}: {len(small)} classes of fewer than {options.min_items} rows left out: {describe(small)}")
     require(len(classes) >= 2, f"{options.file} must hold two classes of {options.min_items} rows at least, got {len(classes)}. Add rows.")
     order = np.concatenate(chosen)
-    return Source(classes, rows[order].astype(np.float32), [""] * len(order), columns=columns)
+    return Source(classes, rows[order].astype(np.float32), [""] * len(order), reading=columns)
 
 
 def _say(text: str) -> None:
