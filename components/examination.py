@@ -3,18 +3,44 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from components import challenge
-from components.contracts import BackboneSection, EvaluationSection
-from components.domains.pool import open_pool
+from components.contracts import BackboneSection, EvaluationSection, way_shot
+from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
 from components.evaluation import evaluate
 from components.learners import store
+from components.learners.closed_form import ridge_head, with_one
 from components.learners.fused import FusedLearner
 from components.learners.learner import Learner, learner_size
-from components.learners.reference import Nearest, Scratch, Unadapted
+from components.learners.reference import Linear, Nearest, Scratch, Unadapted
 from components.networks import build_backbone
+from components.tasksets import TaskSpec, batch, draw
+
+RIDGES = np.logspace(-1, 3, 17)  # strengths among which validation tasks choose for a linear reference
+TUNING = 500  # validation tasks a setting for that choice
+
+
+def linear_references(pool: Pool, section: EvaluationSection, tasks: int, seed: int) -> dict[str, Learner]:
+    """Fit a linear model to all training items, and choose by validation tasks how far a task may move it, or its constant alone."""
+    assert pool.targets is not None
+    items = pool.items(pool.split("train"))
+    x, y = (torch.from_numpy(np.ascontiguousarray(a[items])).double() for a in (pool.inputs, pool.targets))
+    head = ridge_head(with_one(x)[None], y[None, :, None], torch.tensor(1.0).double())[0].float()
+    inputs, targets = (torch.from_numpy(np.ascontiguousarray(a)) for a in (pool.inputs, pool.targets))
+    asked = []
+    for setting in section.settings:
+        way, shot = way_shot(setting)
+        table = draw(TaskSpec(f"references-{setting}", "val", way, shot, section.query, section.within, tasks), pool, seed)
+        asked.append(batch(table, np.arange(tasks), inputs, targets))
+    found: dict[str, Learner] = {}
+    for name, constant_alone in (("linear-constant", True), ("linear", False)):
+        options = [Linear(head, float(ridge), constant_alone) for ridge in RIDGES]
+        losses = [sum(one.objective.loss(one(task), task.query.y).mean().item() for task in asked) for one in options]
+        found[name] = options[int(np.argmin(losses))]
+    return found
 
 
 def examine(
@@ -40,8 +66,10 @@ def examine(
     with store.initial_weights(seed_of(seed, "scratch")):
         network = build_backbone(backbone, opened.input_shape)
     nearest = "pixels" if opened.inputs.ndim > 2 else "nearest"
+    values = opened.targets is not None and loaded["base"].objective.name == "squared_error"
     learners: dict[str, Learner] = {
         nearest: Nearest(),
+        **(linear_references(opened, section, TUNING, seed) if values else {}),
         "scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr),
         "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
         **loaded,
@@ -61,6 +89,8 @@ def examine(
         "teacher-minus-base": ("teacher", "base"),
         "teacher-minus-base-unadapted": ("teacher", "base-unadapted"),
         "teacher-minus-scratch": ("teacher", "scratch"),
+        f"{contender}-minus-linear": (contender, "linear"),
+        f"{contender}-minus-linear-constant": (contender, "linear-constant"),
         f"{contender}-minus-champion": (contender, "champion"),
         **{f"{name}-minus-teacher": (name, "teacher") for name in students},
         **{f"{name}-minus-recipe-plain": (name, "recipe-plain") for name in models if name.startswith("recipe-") and name != "recipe-plain"},

@@ -8,7 +8,7 @@ from flows import tracking
 from flows.stages import Pipeline
 from flows.versions import PIN, Pinned
 
-REFERENCES = ("pixels", "nearest", "scratch", "base-unadapted")  # measured beside the learners
+REFERENCES = ("pixels", "nearest", "linear-constant", "linear", "scratch", "base-unadapted")  # measured beside the learners
 SCORED = ("test/", "challenge/")  # what a model's own run repeats of the evaluation
 
 

@@ -159,3 +159,18 @@ def test_relation_scores_do_not_depend_on_the_other_classes() -> None:
     two = TaskBatch(Examples(batch.support.x[:, first], batch.support.y[:, first], 2), batch.query)
     with torch.no_grad():
         assert torch.allclose(learner(two), whole[..., :2], atol=1e-5)
+
+
+def test_where_tasks_have_values_the_ridge_pulls_towards_a_learned_head() -> None:
+    learner = store.build(spec("ridge", "squared_error", "mlp")).eval()
+    task = tasks(way=1, shot=6, shape=(5,))
+    with torch.no_grad():
+        learner.prior.copy_(torch.linspace(-1, 1, len(learner.prior))[:, None])
+        features = torch.cat([learner.encode_tasks(task.query.x), torch.ones(*task.query.y.shape, 1)], -1)
+        for log_ridge, wanted in ((20.0, features @ learner.prior), (-6.0, None)):
+            learner.log_ridge.fill_(log_ridge)
+            found = learner.predict(learner.adapt(task.support), task.query.x)
+            if wanted is not None:
+                assert torch.allclose(found, wanted, atol=1e-4)
+        known = learner.predict(learner.adapt(task.support), task.support.x)[..., 0]
+    assert torch.allclose(known, task.support.y, atol=0.1), "a weak ridge follows the examples, wherever it pulls"

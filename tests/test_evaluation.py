@@ -8,7 +8,8 @@ from scipy.optimize import minimize_scalar
 from components.domains.pool import Pool
 from components.evaluation import BINS, Scores, interval, paired, score
 from components.learners import store
-from components.learners.reference import Nearest
+from components.learners.reference import Linear, Nearest
+from components.tasks import Examples
 from components.tasksets import batch, read_table
 from components.validation import Validation, calibrate, encode_items, validate
 
@@ -105,3 +106,16 @@ def test_a_batch_norm_network_scores_the_same_in_any_batch(small_pool: Pool, sma
     learner = store.build(spec("protonet"))
     validation = Validation(small_pool, small_tasksets, "test-4w2s")
     assert (score(learner, validation, size=3).score == score(learner, validation, size=40).score).all()
+
+
+def test_the_linear_references_are_shrunk_means_and_ridge_regression() -> None:
+    random = np.random.default_rng(3)
+    head, x, y, asked = random.normal(size=(4, 1)), random.normal(size=(6, 3)), random.normal(size=6), random.normal(size=(2, 3))
+    support = Examples(torch.tensor(x)[None], torch.tensor(y)[None], 1)
+    padded = np.concatenate([x, np.ones((6, 1))], 1)
+    left = y - (padded @ head)[:, 0]
+    wanted = {True: np.array([0, 0, 0, left.sum() / (6 + 2.5)]), False: np.linalg.solve(padded.T @ padded + 2.5 * np.eye(4), padded.T @ left)}
+    for constant_alone, moved in wanted.items():
+        learner = Linear(torch.tensor(head), 2.5, constant_alone)
+        found = learner.predict(learner.adapt(support), torch.tensor(asked)[None])[0, :, 0].numpy()
+        assert found == pytest.approx(np.concatenate([asked, np.ones((2, 1))], 1) @ (head[:, 0] + moved), rel=1e-9)

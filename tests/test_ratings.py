@@ -78,8 +78,9 @@ def test_item_means_are_shrunk_and_factors_are_those_of_numpy(tmp_path: Path) ->
     random = np.random.default_rng(1)
     rows = np.stack([random.integers(0, 15, 80), random.integers(0, 10, 80), random.normal(size=80)], 1)
     rows = rows[np.unique(rows[:, 0] * 100 + rows[:, 1], return_index=True)[1]]
-    vectors = ratings.Catalogue(3, 15, np.zeros((10, 0))).fitted(rows).vectors
-    assert vectors is not None
+    catalogue = ratings.Catalogue(3, 15, np.zeros((10, 0))).fitted(rows)
+    assert catalogue.vectors is not None and catalogue.fold is not None
+    vectors = catalogue.vectors[0]
     user, item, value = rows[:, 0].astype(int), rows[:, 1].astype(int), rows[:, 2]
     of_item = np.array([(value[item == i] - value.mean()).sum() / ((item == i).sum() + 5) for i in range(10)])
     assert vectors[:, 0] == pytest.approx(of_item, abs=6e-4)
@@ -90,6 +91,17 @@ def test_item_means_are_shrunk_and_factors_are_those_of_numpy(tmp_path: Path) ->
     _, size, directions = np.linalg.svd(dense)
     wanted = np.abs(directions[:3].T * size[:3]) / np.sqrt(len(value) / 10)
     assert np.abs(vectors[:, 2:])[:, ::-1] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_training_users_own_ratings_describe_no_item_to_them(tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    rows = np.stack([np.repeat(np.arange(20), 8), np.concatenate([random.permutation(12)[:8] for _ in range(20)]), random.normal(size=160)], 1)
+    other = rows.copy()
+    other[rows[:, 0] == 3, 2] *= -1
+    before, after = (ratings.Catalogue(0, 20, np.zeros((12, 0))).fitted(r).read(r) for r in (rows, other))
+    own = rows[:, 0] == 3
+    assert np.array_equal(before[own], after[own])
+    assert not np.array_equal(before[~own], after[~own])
 
 
 LINES = {

@@ -105,17 +105,38 @@ def read_own(options: RatingsOptions) -> Told:
     return Told(user, item, value, time, {})
 
 
+FOLDS = 5
+
+
 @dataclass(frozen=True)
 class Catalogue:
-    """What is known of each item: rows (user, item, value) become vectors of the item alone."""
+    """What is known of each item: rows (user, item, value) become vectors of the item alone.
+
+    A training user's own ratings must not be in what describes the items to them, or training tasks are easier than any new user's (measured:
+    squared error on new users 0.89 with them, on training users 0.64). So training users lie in folds, and each fold reads vectors that
+    the others' ratings made, turned towards those of all (Schoenemann 1966, Psychometrika 31(1)).
+    """
 
     factors: int
     users: int
     sides: np.ndarray  # [items, S]
-    vectors: np.ndarray | None = None  # [items, D], once fitted
+    vectors: np.ndarray | None = None  # [1 + FOLDS, items, D] once fitted: of all training users, then without each fold
+    fold: np.ndarray | None = None  # [users]: 0 for all others, fold + 1 for training users
 
     def fitted(self, rows: np.ndarray) -> "Catalogue":
         """Describe every item by the ratings in `rows` [N, 3] of training users. Values are rounded, so that machines agree on them."""
+        trained = np.unique(rows[:, 0].astype(np.int64))
+        fold = np.zeros(self.users, dtype=np.int64)
+        fold[trained] = 1 + np.arange(len(trained)) % FOLDS
+        own = fold[rows[:, 0].astype(np.int64)]
+        described = [self._describe(rows)]
+        for left_out in range(1, FOLDS + 1):
+            described.append(self._describe(rows[own != left_out], described[0]))
+        return dataclasses.replace(self, vectors=np.round(np.stack(described), 3), fold=fold)
+
+    def _describe(self, rows: np.ndarray, towards: np.ndarray | None = None) -> np.ndarray:
+        """Return every item's vector [items, D] from ratings [N, 3]; its factors are turned towards those of other vectors."""
+        from scipy.linalg import orthogonal_procrustes
         from scipy.sparse import csr_array
         from scipy.sparse.linalg import svds
 
@@ -133,13 +154,15 @@ class Catalogue:
             _, size, directions = svds(left, k=self.factors, v0=np.ones(min(left.shape)), solver="arpack")
             found = directions.T * size / np.sqrt(len(value) / items)
             found *= np.sign(found[np.abs(found).argmax(0), np.arange(self.factors)])
-            parts.append(found)
-        return dataclasses.replace(self, vectors=np.round(np.concatenate(parts, 1), 3))
+            parts.append(found if towards is None else found @ orthogonal_procrustes(found, towards[:, -self.factors :])[0])
+        return np.concatenate(parts, 1)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return each row's item vector [N, D] float32."""
-        assert self.vectors is not None
-        return self.vectors[rows[:, 1].astype(np.int64)].astype(np.float32)
+        assert self.vectors is not None and self.fold is not None
+        user, item = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64)
+        found: np.ndarray = self.vectors[self.fold[user], item].astype(np.float32)
+        return found
 
     def kept(self) -> dict[str, Any]:
         return {}

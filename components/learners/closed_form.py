@@ -52,24 +52,29 @@ class Ridge(Encoding):
     """R2-D2 (Bertinetto et al. 2019, arXiv:1805.08136, sec. 3.2): ridge regression on the codes of the targets, in closed form.
 
     The strength of the ridge, and the scale that turns its answers into logits, are learned with the backbone. The paper's shift of all
-    logits alike is left out: no objective here sees it.
+    logits alike is left out: no objective here sees it. Where tasks have values, the ridge pulls towards a head that is learned too, not
+    towards zero: classes have no order that such a head could know, values have.
     """
 
-    theta_meta = ("backbone.", "log_ridge", "log_scale")
+    theta_meta = ("backbone.", "log_ridge", "log_scale", "prior")
 
     def __init__(self, backbone: nn.Module, dim: int, options: RidgeOptions) -> None:
         super().__init__(backbone, options.norm)
+        self.dim = dim
         self.log_ridge = nn.Parameter(torch.tensor(math.log(options.ridge)))
         self.log_scale = nn.Parameter(torch.tensor(math.log(options.scale)))
 
     def started(self) -> None:
-        """Values need no scale to become logits."""
+        """Values need no scale to become logits, and have a head to begin from."""
         if self.objective.name == "squared_error" and hasattr(self, "log_scale"):
             del self.log_scale
+            self.prior = nn.Parameter(torch.zeros(self.dim + 1, 1))
 
     def adapt_features(self, support: Examples) -> Adapted:
-        targets = code(support.y, self.objective, support.way, support.x.dtype)
-        return {"head": ridge_head(with_one(support.x), targets, self.log_ridge.exp())}
+        targets, x = code(support.y, self.objective, support.way, support.x.dtype), with_one(support.x)
+        if self.objective.name != "squared_error":
+            return {"head": ridge_head(x, targets, self.log_ridge.exp())}
+        return {"head": self.prior + ridge_head(x, targets - x @ self.prior, self.log_ridge.exp())}
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         values = with_one(x) @ adapted["head"]

@@ -3,12 +3,14 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from components.draws import seed_of
+from components.learners.closed_form import ridge_head, with_one
 from components.learners.learner import Adapted, Learner
-from components.objectives import code
+from components.objectives import OBJECTIVES, code
 from components.tasks import Examples
 
 
@@ -96,3 +98,30 @@ class Scratch(Learner):
             weights = {k.removeprefix("net."): v[t] for k, v in adapted.items() if k.startswith("net.")}
             logits.append(functional_call(self.backbone, weights, (inputs,)) @ adapted["head"][t].T + adapted["head_bias"][t])
         return torch.stack(logits)
+
+
+class Linear(Learner):
+    """A linear model of the inputs for all tasks, `head` [D + 1, 1]; a task moves it by ridge regression on what it leaves.
+
+    With `constant_alone` nothing but the constant moves: of ratings, that is each user's own mean, shrunk. Strengths are tuned by who builds it.
+    """
+
+    head: Tensor
+    ridge: Tensor
+
+    def __init__(self, head: Tensor, ridge: float, constant_alone: bool) -> None:
+        super().__init__()
+        self.objective = OBJECTIVES["squared_error"]
+        self.constant_alone = constant_alone
+        self.register_buffer("head", head)
+        self.register_buffer("ridge", torch.tensor(ridge, dtype=head.dtype))
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        x, left = with_one(support.x), support.y.unsqueeze(-1) - with_one(support.x) @ self.head
+        if self.constant_alone:
+            constant = ridge_head(x[..., -1:], left, self.ridge)
+            return {"head": self.head + F.pad(constant, (0, 0, len(self.head) - 1, 0))}
+        return {"head": self.head + ridge_head(x, left, self.ridge)}
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        return with_one(x) @ adapted["head"]
