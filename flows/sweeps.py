@@ -126,6 +126,6 @@ def publish(points: Sequence[Point], run_id: str) -> None:
     header, body = table(points)
     seeds = max(len(members) for members in varied(points).values())
     title = f"{len(points)} runs, {seeds} seed{'s' * (seeds > 1)} each (range over seeds in brackets), 95 % intervals over groups and tasks"
-    console = Console() if Console().is_terminal else Console(width=200)
+    console = Console() if Console().is_terminal else Console(width=300)
     console.print(framed(title, header, body))
     tracking.store().log_text(run_id, f"{title}\n\n{artifacts.markdown(header, body)}", "sweep.md")
