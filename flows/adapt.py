@@ -75,14 +75,14 @@ def adapt(model: str, query: str, out: str, support: str = "", abstain: str = "0
         spec["objective"] == "cross_entropy" and (len(shape) == 3 or columns is not None),
         f"adapt names pictures or rows, but model {model} takes inputs {shape} and predicts by {spec['objective']}. Serve it with mlflow models serve.",
     )
+    known = read_support(Path(support), shape, columns) if support else None
+    asked, names = read_query(Path(query), shape, columns)
     losses: list[float] = []
-    if support:
-        x, y, classes = read_support(Path(support), shape, columns)
-        asked, names = read_query(Path(query), shape, columns)
+    if known is not None:
+        x, y, classes = known
         adapted, shots = serving.adapt(learner, x, y, losses), {"support": support, "shots": len(y)}
     else:
         (adapted, classes), shots = store.load_adapted(folder), {}
-        asked, names = read_query(Path(query), shape, columns)
     experiment = tracking.open_store(about["domain"])
     with tracking.run(experiment, "adapt", {"stage": "adapt", "model": model}) as run_id:
         tracking.log_params(run_id, {"model": model, "query": query, "way": len(classes), "abstain": least, **shots})

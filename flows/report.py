@@ -28,15 +28,24 @@ def scored(metrics: dict[str, float], where: str, sign: str = "") -> str:
     return f"{mean:{sign}.{shown.digits}f} ± {half:.{shown.digits}f}"
 
 
+def roles(metrics: dict[str, float]) -> list[str]:
+    """Return the learners and references that an evaluation measured."""
+    return [name.removesuffix("/parameters") for name in metrics if name.endswith("/parameters")]
+
+
+def compared(metrics: dict[str, float]) -> list[str]:
+    """Return the labels of the paired differences that an evaluation reports."""
+    return sorted({name.split("/")[2] for name in metrics if name.startswith("test/") and "-minus-" in name and name.count("/") == 3})
+
+
 def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the result table: one learner a row, scores in percent with their 95 % intervals."""
     m = evaluation.metrics
-    roles = [name.removesuffix("/parameters") for name in m if name.endswith("/parameters")]
     score = score_name(m, f"test/{settings[0]}/base")
     asked = [("error", "challenge error"), ("error_joint", "joint")] if "challenge/runs" in m else []
     header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), "ECE", "parameters", "MFLOP", "adapt ms", "predict ms"]
     table = []
-    for role in roles:
+    for role in roles(m):
         cells = [scored(m, f"test/{s}/{role}") for s in settings]
         tasks = int(m[f"test/{settings[0]}/{role}/tasks"])
         name = role if role != "scratch" else f"scratch ({tasks} tasks)"
@@ -53,8 +62,7 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
 def differences(evaluation: StageRef, settings: list[str]) -> list[list[str]]:
     """Return the paired differences, one a row, in points with their intervals."""
     m = evaluation.metrics
-    labels = sorted({name.split("/")[2] for name in m if name.startswith("test/") and "-minus-" in name and name.count("/") == 3})
-    return [[label.replace("-minus-", " - "), *(scored(m, f"test/{s}/{label}", "+") for s in settings)] for label in labels]
+    return [[label.replace("-minus-", " - "), *(scored(m, f"test/{s}/{label}", "+") for s in settings)] for label in compared(m)]
 
 
 def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: StageRef, decision: Decision) -> dict[str, Any]:

@@ -44,10 +44,10 @@ def rows(points: Sequence[Point]) -> list[Row]:
     groups = varied(points)
     if len(groups) > 1 or len(points) == 1:
         return [Row(label, members[0].result["judged"], members) for label, members in groups.items()]
+    from flows.report import compared, roles
+
     metrics = points[0].result["metrics"]
-    learners = [name.removesuffix("/parameters") for name in metrics if name.endswith("/parameters")]
-    gaps = sorted({name.split("/")[2] for name in metrics if name.startswith("test/") and "-minus-" in name and name.count("/") == 3})
-    found = [Row(role.replace("-minus-", " - "), role, list(points)) for role in (*learners, *gaps)]
+    found = [Row(role.replace("-minus-", " - "), role, list(points)) for role in (*roles(metrics), *compared(metrics))]
     return [row for row in found if all(any(f"/{row.role}/" in m for m in p.result["metrics"]) for p in points)]
 
 
