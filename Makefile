@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PORT ?= 5000
+MLFLOW_PORT ?= 5000
+PORT ?= $(MLFLOW_PORT)
 # Where torch comes from: unset, pip's own configuration; for a CUDA build, TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH_INDEX ?=
 
-.PHONY: help setup retrain test test-all check ui bench agreement
+.PHONY: help setup retrain test test-all check chaos concurrent gc ui serve-flows stop bench agreement fuzz docs
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,15 +28,41 @@ test: setup ## run the tests
 	$(RUN) -m pytest
 
 test-all: setup ## run the slow tests too: servers, processes, whole pipelines
-	$(RUN) -m pytest -m 'slow or not slow'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow or not slow'
 
 check: setup ## ruff, formatting, types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+KILLS ?= 10
+SEED ?= 0
+chaos: setup ## kill the smoke pipeline at KILLS random moments, start it again, compare its metrics
+	$(RUN) tests/chaos.py $(KILLS) $(SEED)
+
+PIPELINES ?= 8
+concurrent: setup ## run PIPELINES smoke pipelines at once, MLflow and Prefect on one PostgreSQL, and count every run
+	$(RUN) tests/concurrently.py $(PIPELINES)
+
+docs: setup ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+EXAMPLES ?= 5000
+fuzz: setup ## try EXAMPLES odd inputs of each kind: overrides, tables, pictures, archives, pins, JSON
+	FUZZ=$(EXAMPLES) $(RUN) -m pytest tests/test_fuzz.py tests/test_endpoint.py -k 'fuzz or json' --hypothesis-show-statistics
+
+DAYS ?= 30
+gc: setup ## remove outputs and data that nothing used for DAYS days and no registered model needs
+	@$(RUN) -m flows.gc days=$(DAYS)
+
 ui: setup ## open MLflow on 127.0.0.1:$(PORT)
 	@$(RUN) -m flows.ui $(PORT)
+
+serve-flows: setup ## start Prefect, its deployments and worker, and MLflow, each unless it runs already
+	@$(RUN) -m flows.serve
+
+stop: setup ## end what serve-flows started
+	@$(RUN) -m flows.serve stop
 
 # The peers live in an environment of their own, on top of .venv: nothing of them is installed for users.
 BENCH := .venv-bench

@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from components.contracts import BackboneSection
+from components.contracts import BackboneStartSection
 from components.gradients import in_turn
 from components.learners.gradient import Anil, Maml, Reptile
 from components.learners.learner import Learner
 from components.learners.metric import ProtoNet
 from components.learners.options import AnilOptions, InnerOptions, ProtoNetOptions
 from components.learners.rules import MetaSgd
-from components.networks import build_backbone
+from components.networks import BatchNorm, build_backbone
 from components.objectives import OBJECTIVES
 from components.tasks import Examples, TaskBatch
 from components.training import use_fast_allocator
 
 Step = Callable[[], None]
-CONV = BackboneSection("conv", [64] * 4, [True] * 4, "flatten", "batch")
+CONV = BackboneStartSection("conv", [64] * 4, [True] * 4, "flatten", "batch", "relu", None, False)
 RATE = 0.01
 
 
@@ -71,7 +71,7 @@ class Whole(nn.Module):
 def by_task(net: nn.Module) -> nn.Module:
     """Let batch normalisation take the statistics of the task at hand, as the peers' examples do."""
     for module in net.modules():
-        if hasattr(module, "by_task"):
+        if isinstance(module, BatchNorm):
             module.by_task = True
     return net
 
@@ -155,7 +155,7 @@ def torchopt_step(model: Whole, tasks: TaskBatch, inner: int) -> Step:
 
 
 def perceptron(name: str, widths: list[int], inputs: int, tasks: int, shot: int, inner: int, device: str) -> Work:
-    section, shape = BackboneSection("mlp", widths, [], "flatten", "batch"), (inputs,)
+    section, shape = BackboneStartSection("mlp", widths, [], "flatten", "batch", "relu", None, False), (inputs,)
     learner = Maml(build_backbone(section, shape), widths[-1], InnerOptions(inner, inner, RATE, 0.0, False, "running")).to(device)
     learner.objective = OBJECTIVES["squared_error"]
     learner.started()
@@ -206,7 +206,7 @@ def prototypes(device: str) -> Work:
     return Work("protonet, Conv4-64, 20-way 5-shot", {"fewloop": fewloop_step(learner, tasks), "learn2learn": by_hand, "easyfsl": easyfsl})
 
 
-def timed(step: Step, device: str) -> float:
+def timed(step: Callable[[], object], device: str) -> float:
     begin = time.perf_counter()
     step()
     if device == "cuda":
@@ -218,7 +218,7 @@ def peak(step: Step, device: str) -> float:
     """Return the memory in MB that one step takes above what is held before it; on a CPU, call it in a process of its own."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = float(torch.cuda.memory_allocated())
         step()
         return float(torch.cuda.max_memory_allocated() - before) / 1e6
     before = _resident()
@@ -244,7 +244,7 @@ def alone(function: Callable[[], float]) -> float:
 
 def _resident() -> float:
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+        return float(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def ceiling(device: str) -> float:

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 
 from benchmarks import peers
 from benchmarks.learners import CONV, Whole, by_task
-from components.contracts import AugmentSection, FitJob, FitSection
+from components.contracts import AugmentSection, FitSection
 from components.domains import omniglot
 from components.domains.options import OmniglotOptions
 from components.domains.pool import Pool, open_pool, write_pool
+from components.job import FitJob, Watch
 from components.launch import fit
 from components.learners import store
 from components.networks import build_backbone
@@ -78,11 +79,12 @@ def fewloop(pool: Pool, folder: Path, target: float, minutes: float, seed: int, 
     config = load([f"trainer.threads={threads}", "domain=omniglot_across"])
     best, begin = 0.0, time.monotonic()
 
-    def told(step: int, metrics: dict[str, float]) -> None:
-        nonlocal best
-        best = max(best, metrics["val/accuracy"])
-        if best >= target:
-            raise ReachedError
+    class Until(Watch):
+        def epoch(self, step: int, metrics: dict[str, float], again: bool) -> None:
+            nonlocal best
+            best = max(best, metrics["val/accuracy"])
+            if best >= target:
+                raise ReachedError
 
     job = FitJob(
         objective="base",
@@ -98,7 +100,7 @@ def fewloop(pool: Pool, folder: Path, target: float, minutes: float, seed: int, 
         base=replace(config.base, turns=4),
     )
     with contextlib.suppress(ReachedError):
-        fit(job, told, "fewloop")
+        fit(job, Until(), "fewloop")
     return time.monotonic() - begin, best, "fewloop's base, quarter turns as further classes"
 
 
@@ -155,7 +157,7 @@ def maml(pool: Pool, folder: Path, target: float, minutes: float, seed: int, thr
         for t in range(32):
             clone = learner.clone()
             clone.adapt(F.cross_entropy(clone(tasks.support.x[t]), tasks.support.y[t]))
-            (F.cross_entropy(clone(tasks.query.x[t]), tasks.query.y[t]) / 32).backward()
+            torch.autograd.backward(F.cross_entropy(clone(tasks.query.x[t]), tasks.query.y[t]) / 32)
         optimizer.step()
 
     def answer(tasks: TaskBatch) -> Tensor:

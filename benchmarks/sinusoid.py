@@ -10,11 +10,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from components.contracts import FitJob, TrainerSection
+from components.contracts import TrainerSection
 from components.domains import sinusoid
 from components.domains.options import OPTIONS
 from components.domains.pool import Pool, open_pool, write_pool
 from components.evaluation import interval, score
+from components.job import FitJob, Watch
 from components.launch import fit
 from components.learners import store
 from components.learners.gradient import Maml
@@ -53,7 +54,7 @@ def train(name: str, folder: Path, seed: int, steps: int | None = None) -> float
         tasks_per_step=config.learner.tasks_per_step,
     )
     begin = time.monotonic()
-    fit(job, lambda *_: None, name)
+    fit(job, Watch(), name)
     return time.monotonic() - begin
 
 
@@ -65,7 +66,7 @@ def errors(name: str, folder: Path, pool: Pool, steps: tuple[int, ...] = (1, 10)
         if isinstance(learner, Maml):
             learner.options.test_steps = count
         scores = score(learner, Validation(pool, folder / "tasksets", "test-1w10s"))
-        found[count] = interval(scores.score, scores.group, 2000, 0)
+        found[count] = interval(scores.scores["mse"], scores.group, 2000, 0)
     return found
 
 

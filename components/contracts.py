@@ -4,11 +4,11 @@ Standard library only. Sections carry no defaults: every value lives in conf/, o
 """
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
 SPLITS = ("train", "val", "gate", "test")
+CELLS = ("known-known", "known-new", "new-known", "new-new")  # users-items: splits of a cold start, reported as the test split is
 Within = Literal["group", "all"]
 
 
@@ -37,8 +37,12 @@ class DataSection:
 
 @dataclass
 class SplitsSection:
-    """Groups of each split by name. Classes of all other groups train, but for the shares that go to each split by the hash of their name."""
+    """Groups of each split by name. Classes of all other groups train, but for the shares that go to each split by the hash of their name.
 
+    `train`: of the groups that train, the first so many by the hash of their names (None: all); the others are in no split.
+    """
+
+    train: int | None
     val: list[str]
     gate: list[str]
     test: list[str]
@@ -48,21 +52,9 @@ class SplitsSection:
         for name in {*self.val, *self.gate, *self.test}:
             homes = [split for split in ("val", "gate", "test") if name in getattr(self, split)]
             require(len(homes) == 1, f"domain.splits must name a group once, got {name!r} in {' and '.join(homes)}. Keep one of them.")
-
         ok = set(self.shares) <= {"val", "gate", "test"} and all(s >= 0 for s in self.shares.values()) and sum(self.shares.values()) < 1
         require(ok, f"domain.splits.shares takes val, gate and test with shares whose sum is below 1, got {self.shares}. The rest trains.")
-
-    def split_of(self, group: str, name: str) -> str:
-        """Return the split of a class: a function of its group's and its own name alone, so that new data move nothing."""
-        for split in ("val", "gate", "test"):
-            if group in getattr(self, split):
-                return split
-        place = int(hashlib.sha256(f"split {name}".encode()).hexdigest()[:13], 16) / 16**13
-        for split, share in sorted(self.shares.items()):
-            place -= share
-            if place < 0:
-                return split
-        return "train"
+        positive(**({"domain.splits.train": self.train} if self.train is not None else {}))
 
 
 @dataclass
@@ -85,7 +77,7 @@ class DomainSection:
     """A problem family: where its items come from, what its tasks ask for, how its classes are split."""
 
     name: str
-    objective: Literal["cross_entropy", "squared_error", "ranking"]
+    objective: Literal["cross_entropy", "squared_error", "ranking", "return"]
     source: dict[str, Any]  # typed by components/domains/options.py
     splits: SplitsSection
     augment: AugmentSection
@@ -133,7 +125,7 @@ class FitSection:
 
 @dataclass
 class BackboneSection:
-    """`conv`: `widths` filters a block, `pool[i]` halves the side after block i, features flattened or averaged. `mlp`: `widths` units a layer.
+    """`conv`: `widths` filters a block, `pool[i]` halves the side after it, features flattened or averaged. `mlp`: `widths` units and `activation`.
 
     `norm` is the kind of normalisation of a convolution; whose statistics `batch` uses is the learner's choice (learner.options.norm).
     """
@@ -143,6 +135,7 @@ class BackboneSection:
     pool: list[bool]
     head: Literal["flatten", "average"]
     norm: Literal["batch", "group", "instance"]
+    activation: Literal["relu", "tanh"]
 
     def __post_init__(self) -> None:
         require(len(self.widths) > 0, "backbone.widths needs at least one layer, got none. Give one number a layer.")
@@ -154,10 +147,18 @@ class BackboneSection:
 
 
 @dataclass
+class BackboneStartSection(BackboneSection):
+    """A backbone and where its weights begin: drawn, or those of the folder `start` (components/backbones.py), which `frozen` leaves as they are."""
+
+    start: str | None
+    frozen: bool
+
+
+@dataclass
 class BaseSection:
     """Pre-training of the base model theta*: a cosine classifier over all training classes and their turned copies, or one regression.
 
-    `scale` and `label_smoothing` are the classifier's; `ridge` is the strength with which a regression's base adapts.
+    `scale` and `label_smoothing` are the classifier's; `ridge` is the strength with which a regression's base adapts, `policy` control's options.
     """
 
     fit: FitSection
@@ -166,6 +167,7 @@ class BaseSection:
     scale: float
     label_smoothing: float
     ridge: float
+    policy: dict[str, Any]
 
     def __post_init__(self) -> None:
         positive(**{"base.batch": self.batch, "base.scale": self.scale, "base.ridge": self.ridge})
@@ -277,9 +279,10 @@ class StudentSection:
             for name, changes in ({"plain": {}, **competing} if self.sweep else {}).items()
         }
 
-    def backbone(self, index: int, teacher: BackboneSection) -> BackboneSection:
-        """Return student i's backbone: of the teacher's kind, with its own widths."""
-        return BackboneSection(teacher.name, self.widths[0 if self.same_start else index], self.pool, self.head, teacher.norm)
+    def backbone(self, index: int, teacher: BackboneSection) -> BackboneStartSection:
+        """Return student i's backbone: of the teacher's kind, with its own widths and weights."""
+        widths = self.widths[0 if self.same_start else index]
+        return BackboneStartSection(teacher.name, widths, self.pool, self.head, teacher.norm, teacher.activation, None, False)
 
 
 @dataclass
@@ -310,10 +313,12 @@ class EvaluationSection:
     """Final tasks: `settings` such as 5w1s, `tasks` of each on the test split, `gate_tasks` on the gate split for promotion.
 
     `challenge`: a folder of one-shot runs to answer besides, or `lookalike` for `challenge_runs` runs made of the test split's drawings.
+    `scores`: further scores of tasks that have values, reported beside the objective's own, which alone chooses and promotes.
     `ablation`: every competing recipe's student and every way of joining is measured too, paired with the plain recipe and the plain mean.
     """
 
     settings: list[str]
+    scores: list[Literal["mae", "rmse", "ndcg_1", "ndcg_3", "ndcg_5"]]
     tasks: int
     gate_tasks: int
     query: int
@@ -340,21 +345,56 @@ class EvaluationSection:
 class TrainerSection:
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: int
+    nodes: int
+    rendezvous: str | None
     precision: str
     threads: int
     accumulate: int
     runner: Literal["sequential", "threads", "dask"]
 
     def __post_init__(self) -> None:
-        positive(**{"trainer.devices": self.devices, "trainer.threads": self.threads, "trainer.accumulate": self.accumulate})
+        positive(**{f"trainer.{name}": getattr(self, name) for name in ("devices", "nodes", "threads", "accumulate")})
 
 
 @dataclass
 class RegistrySection:
-    """Promotion: the challenger's paired difference on the gate split must have its whole interval above `margin`."""
+    """Promotion: the challenger's paired difference on the gate split must have its whole interval above `margin`.
+
+    Guard rails besides, where they are not null: its expected calibration error in any setting of the gate split may exceed the champion's by
+    `max_ece_rise` at most, and it may have `max_parameters` and take `max_flops` a task (adapt and predict, in the first setting). Times never gate.
+    """
 
     model: str
     margin: float
+    max_ece_rise: float | None
+    max_parameters: int | None
+    max_flops: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("max_ece_rise", "max_parameters", "max_flops"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"registry.{name} must be at least 0, or null for no limit, got {value}. Change it.")
+
+
+@dataclass
+class ServingSection:
+    """Where the endpoint listens, and what one request and all adapted states that it keeps may come to."""
+
+    host: str
+    port: int
+    threads: int
+    examples: int
+    way: int
+    megabytes: float
+    kept_megabytes: float
+    minutes: float
+    clients: int
+    seconds: float
+    idle_seconds: int
+
+    def __post_init__(self) -> None:
+        require(0 < self.port < 65536, f"serving.port must be a number from 1 to 65535, got {self.port}. Use serving.port=8000.")
+        positive(**{f"serving.{name}": value for name, value in vars(self).items() if name not in ("host", "port")})
 
 
 @dataclass
@@ -367,7 +407,7 @@ class Config:
     data: DataSection
     domain: DomainSection
     tasks: TasksSection
-    backbone: BackboneSection
+    backbone: BackboneStartSection
     base: BaseSection
     learner: LearnerSection
     student: StudentSection
@@ -375,28 +415,16 @@ class Config:
     evaluation: EvaluationSection
     trainer: TrainerSection
     registry: RegistrySection
+    serving: ServingSection
 
     def __post_init__(self) -> None:
         one = [s for s in self.evaluation.settings if way_shot(s)[0] == 1] + (["tasks.way"] if self.tasks.way == 1 else [])
         if self.domain.objective == "cross_entropy":
+            require(not self.evaluation.scores, f"evaluation.scores are of tasks that have values, got {self.evaluation.scores}. Use evaluation.scores=[].")
             require(not one, f"tasks of classes need at least 2 ways, got 1 in {', '.join(one)}. A task needs two classes to tell apart.")
         else:
-            where = f"in domain {self.domain.name}, whose tasks have values"
-            require(self.tasks.way == 1, f"tasks.way must be 1 {where}, got {self.tasks.way}. Use experiment={self.domain.name}.")
+            require(self.tasks.way == 1, f"tasks.way must be 1 in domain {self.domain.name}, whose tasks have values, got {self.tasks.way}. Set tasks.way=1.")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), got {self.seed}. Use seed=0.")
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a score is shown, factor and digits, and which way is better: sign +1 for more, -1 for less."""
-
-    factor: int
-    digits: int
-    sign: int
-
-
-SCORES = {"accuracy": Score(100, 2, +1), "pairs": Score(100, 2, +1), "mse": Score(1, 4, -1)}
-OBJECTIVE_SCORES = {"cross_entropy": "accuracy", "squared_error": "mse", "ranking": "pairs"}
 
 
 @dataclass(frozen=True)
@@ -412,32 +440,6 @@ class StageRef:
     seconds: float
     cached: bool
     metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class FitJob:
-    """One fit, as plain data: runs in this process or, unchanged, in torchrun children."""
-
-    objective: Literal["base", "meta", "distill", "joint"]
-    out: str
-    state: str
-    pool: str
-    tasksets: str
-    seed: int
-    domain: DomainSection
-    backbone: BackboneSection
-    fit: FitSection
-    trainer: TrainerSection
-    base: BaseSection | None = None
-    learner: LearnerSection | None = None
-    recipe: RecipeSection | None = None
-    initial_seed: int | None = None  # of the initial weights, where it is not the fit's own
-    start: str | None = None  # path of the learner to start from
-    teachers: tuple[str, ...] = ()
-    members: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    tasks_per_step: int = 1
-    turns: int = 1  # of the training tasks' pictures
 
 
 def way_shot(setting: str) -> tuple[int, int]:

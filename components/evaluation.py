@@ -1,8 +1,10 @@
 """Evaluation: every learner on the same fixed tasks; means with intervals, paired differences, calibration, times."""
 
+import functools
+import hashlib
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,23 +16,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from components.domains.pool import Pool
 from components.learners.learner import Learner
+from components.objectives import MEASURES
 from components.tasksets import batch
 from components.validation import Validation, encode_items
 
+Told = Callable[[str], None]  # what is being measured now
 BINS = 15  # of the reliability diagram
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One learner on one table: score of each task [N], group of each task [N], and the counts of the reliability diagram.
+    """One learner on one table: scores of each task by name [N], group of each task [N], and the counts of the reliability diagram.
 
-    `name` says what the score is.
+    The first score is the objective's own.
     """
 
-    score: np.ndarray
+    scores: dict[str, np.ndarray]
     group: np.ndarray
     bins: np.ndarray  # [BINS, 3]: queries, sum of confidences, sum of hits; all zero for values
-    name: str = "accuracy"
 
     @property
     def ece(self) -> float | None:
@@ -42,25 +45,28 @@ class Scores:
 
 
 @torch.no_grad()
-def score(learner: Learner, validation: Validation, tasks: int | None = None, size: int = 20) -> Scores:
-    """Adapt to and predict every task of a table (the first `tasks` of it)."""
+def score(learner: Learner, validation: Validation, tasks: int | None = None, size: int = 20, more: Sequence[str] = ()) -> Scores:
+    """Adapt to and predict every task of a table (the first `tasks` of it); `more` names further scores of tasks that have values."""
     learner.eval()
     features = encode_items(learner, validation.items)
     table = validation.compact if tasks is None else validation.compact.head(tasks)
-    objective, found, bins = learner.objective, [], np.zeros((BINS, 3))
+    objective, bins = learner.objective, np.zeros((BINS, 3))
+    found: dict[str, list[np.ndarray]] = {name: [] for name in (objective.score_name, *more)}
     for start in range(0, len(table), size):
         task = batch(table, np.arange(start, min(start + size, len(table))), features, validation.targets)
         outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
         if objective.name != "cross_entropy":
-            found.append(objective.score(outputs.double(), task.query.y).numpy())
+            outputs, y = outputs.double() - validation.lowest, task.query.y - validation.lowest
+            for name, own in found.items():
+                own.append((MEASURES[name] if name in more else objective.score)(outputs, y).numpy())
             continue
         confidence, choice = outputs.softmax(-1).max(-1)
         hit = (choice == task.query.y).double()
-        found.append(hit.mean(1).numpy())
+        found[objective.score_name].append(hit.mean(1).numpy())
         slot = (confidence.double() * BINS).long().clamp(0, BINS - 1).flatten().numpy()
         for column, weight in enumerate((None, confidence.double().flatten().numpy(), hit.flatten().numpy())):
             bins[:, column] += np.bincount(slot, weights=weight, minlength=BINS)
-    return Scores(np.concatenate(found), table.group, bins, objective.score_name)
+    return Scores({name: np.concatenate(own) for name, own in found.items()}, table.group, bins)
 
 
 def interval(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
@@ -69,25 +75,40 @@ def interval(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) 
     Two-stage bootstrap: groups are resampled, then tasks within each, because tasks from seven scripts are not a thousand independent
     facts (Davison and Hinkley 1997, sec. 3.8, strategy 2). With one group, or none (-1), only tasks are resampled.
     """
-    generator = np.random.Generator(np.random.Philox(seed))
-    members = [values[groups == g] for g in np.unique(groups)]
-    sums, counts = np.zeros(resamples), np.zeros(resamples)
-    chosen = generator.integers(len(members), size=(resamples, len(members)))
-    for index, own in enumerate(members):
-        times = (chosen == index).sum(1)
-        for repeat in range(1, int(times.max()) + 1):
-            rows = np.flatnonzero(times >= repeat)
-            draws = own[generator.integers(len(own), size=(len(rows), len(own)))]
-            sums[rows] += draws.sum(1)
-            counts[rows] += len(own)
-    low, high = np.percentile(sums / counts, [2.5, 97.5])
+    times = _resampled(np.ascontiguousarray(groups, dtype=np.int64).tobytes(), resamples, seed)
+    means = np.concatenate([part @ values / part.sum(1) for part in (rows.astype(np.float64) for rows in np.array_split(times, 1 + times.size // 2**20))])
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(values.mean()), float(high - low) / 2
 
 
-def paired(a: Scores, b: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Return a - b task by task, on the tasks that both have, and the tasks' groups."""
-    n = min(len(a.score), len(b.score))
-    return a.score[:n] - b.score[:n], a.group[:n]
+@functools.lru_cache(maxsize=4)
+def _resampled(groups: bytes, resamples: int, seed: int) -> np.ndarray:
+    """Return how often each task stands in each resample [resamples, N]. All learners of a table share it: drawing is what takes time."""
+    own = np.frombuffer(groups, dtype=np.int64)
+    generator = np.random.Generator(np.random.Philox(seed))
+    members = [np.flatnonzero(own == g) for g in np.unique(own)]
+    found = np.zeros((resamples, len(own)), dtype=np.uint8)  # a few groups that are drawn a few times: far below 255
+    chosen = generator.integers(len(members), size=(resamples, len(members)))
+    for index, tasks in enumerate(members):
+        times = (chosen == index).sum(1)
+        for repeat in range(1, int(times.max()) + 1):
+            rows = np.flatnonzero(times >= repeat)
+            drawn = generator.integers(len(tasks), size=(len(rows), len(tasks))) + np.arange(len(rows))[:, None] * len(tasks)
+            found[rows[:, None], tasks] += np.bincount(drawn.reshape(-1), minlength=drawn.size).reshape(drawn.shape).astype(np.uint8)
+    return found
+
+
+def paired(a: Scores, b: Scores) -> Scores:
+    """Return a - b task by task, on the tasks that both have."""
+    n = min(len(a.group), len(b.group))
+    return Scores({name: own[:n] - b.scores[name][:n] for name, own in a.scores.items()}, a.group[:n], np.zeros((BINS, 3)))
+
+
+def task_classes(pool: Pool, classes: np.ndarray) -> np.ndarray:
+    """Return a number a task [N] that says which classes [N, way] it asks for, by their names: the same ones in any version of the data."""
+    names = [str(name) for name in pool.classes["name"].to_pylist()]
+    keys = ("\0".join(sorted(names[c] for c in task)) for task in classes)
+    return np.array([int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big", signed=True) for key in keys])
 
 
 def cost(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str, float]:
@@ -120,46 +141,60 @@ def evaluate(
     resamples: int,
     seed: int,
     out: Path,
+    more: Sequence[str] = (),
+    told: Told = lambda _: None,
 ) -> dict[str, float]:
     """Score every learner in every setting of a split, write `scores-<split>.parquet`, and return the metrics by their full names.
 
     `limits` cuts the number of tasks of slow roles; `pairs` names the differences to report, each setting by itself and all settings
-    together. Every role sees the same tasks. The file holds a row a task: of every role its score, of every pair its difference.
+    together. Every role sees the same tasks; `told` hears each before it is scored. The file holds a row a task: which classes it asks
+    for, of every role its scores, of every pair its differences; the objective's own score as `score`, those in `more` by their names.
+    Where there are probabilities, `calibration-<split>.parquet` holds the bins of the reliability diagrams.
     """
     metrics: dict[str, float] = {}
-    gaps: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    columns: dict[str, list[object]] = {name: [] for name in ("setting", "role", "task", "group", "score")}
+    gaps: dict[str, list[Scores]] = {}
+    tables = []
+    sure: list[dict[str, object]] = []  # the reliability diagrams
+    asked = np.zeros(0, dtype=np.int64)  # the setting's tasks, by their classes
 
-    def keep(setting: str, role: str, values: np.ndarray, groups: np.ndarray) -> None:
-        count = len(values)
-        for name, own in zip(columns, ([setting] * count, [role] * count, range(count), groups.tolist(), values.tolist()), strict=True):
-            columns[name] += own
+    def keep(setting: str, role: str, found: Scores) -> None:
+        count = len(found.group)
+        columns: dict[str, np.ndarray] = {}
+        for name, values in found.scores.items():
+            mean, half = interval(values, found.group, resamples, seed)
+            metrics.update({f"{split}/{setting}/{role}/{name}": mean, f"{split}/{setting}/{role}/{name}_ci95": half})
+            columns["score" if not columns else name] = values
+        about = {"setting": [setting] * count, "role": [role] * count, "task": np.arange(count), "group": found.group, "classes": asked[:count]}
+        tables.append(pa.table(about | columns))
 
     for setting in settings:
         validation = Validation(pool, tasksets, f"{split}-{setting}")
-        found = {role: score(learner, validation, limits.get(role)) for role, learner in learners.items()}
+        asked = task_classes(pool, validation.table.classes)
+        found = {}
+        for role, learner in learners.items():
+            told(f"{split} {setting} {role}")
+            found[role] = score(learner, validation, limits.get(role), more=more)
         for role, scores in found.items():
-            mean, half = interval(scores.score, scores.group, resamples, seed)
-            where = f"{split}/{setting}/{role}"
-            metrics |= {f"{where}/{scores.name}": mean, f"{where}/{scores.name}_ci95": half, f"{where}/tasks": len(scores.score)}
+            keep(setting, role, scores)
+            metrics[f"{split}/{setting}/{role}/tasks"] = len(scores.group)
             if scores.ece is not None:
-                metrics[f"{where}/ece"] = scores.ece
+                metrics[f"{split}/{setting}/{role}/ece"] = scores.ece
+                sure += [{"setting": setting, "role": role, "queries": n, "confidence": c, "hits": h} for n, c, h in scores.bins.tolist()]
             if setting == settings[0] and split == "test":
                 metrics |= {f"{role}/{name}": value for name, value in cost(learners[role], validation).items()}
-            keep(setting, role, scores.score, scores.group)
         for label, (a, b) in pairs.items():
             if a in found and b in found:
                 gap = paired(found[a], found[b])
                 gaps.setdefault(label, []).append(gap)
-                keep(setting, label, *gap)
-                mean, half = interval(*gap, resamples, seed)
-                metrics |= {f"{split}/{setting}/{label}/{found[a].name}": mean, f"{split}/{setting}/{label}/{found[a].name}_ci95": half}
+                keep(setting, label, gap)
         if validation.targets is None:
             metrics[f"{split}/{setting}/chance/accuracy"] = 1 / validation.table.way
-    name = next(iter(learners.values())).objective.score_name
     for label, parts in gaps.items():
-        mean, half = interval(np.concatenate([v for v, _ in parts]), np.concatenate([g for _, g in parts]), resamples, seed)
-        metrics |= {f"{split}/{label}/{name}": mean, f"{split}/{label}/{name}_ci95": half}
+        for name in parts[0].scores:
+            mean, half = interval(np.concatenate([part.scores[name] for part in parts]), np.concatenate([part.group for part in parts]), resamples, seed)
+            metrics |= {f"{split}/{label}/{name}": mean, f"{split}/{label}/{name}_ci95": half}
     out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), out / f"scores-{split}.parquet")
+    pq.write_table(pa.concat_tables(tables), out / f"scores-{split}.parquet")
+    if sure:
+        pq.write_table(pa.Table.from_pylist(sure), out / f"calibration-{split}.parquet")
     return metrics

@@ -1,10 +1,13 @@
 """The final examination: which learners are measured, against which references, and which differences are reported."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from components import challenge
 from components.contracts import BackboneSection, EvaluationSection, way_shot
@@ -13,29 +16,46 @@ from components.draws import seed_of
 from components.evaluation import evaluate
 from components.learners import store
 from components.learners.closed_form import ridge_head, with_one
-from components.learners.fused import FusedLearner
+from components.learners.fused import join
 from components.learners.learner import Learner, learner_size
-from components.learners.reference import Linear, Nearest, Scratch, Unadapted
+from components.learners.reference import Linear, Nearest, Scratch, Told, Unadapted, WithoutSupport
 from components.networks import build_backbone
 from components.tasksets import TaskSpec, batch, draw
 
 RIDGES = np.logspace(-1, 3, 17)  # strengths among which validation tasks choose for a linear reference
+UNMOVED = 1e12  # so strong a pull that no task moves anything
 TUNING = 500  # validation tasks a setting for that choice
 
 
 def linear_references(pool: Pool, section: EvaluationSection, tasks: int, seed: int) -> dict[str, Learner]:
-    """Fit a linear model to all training items, and choose by validation tasks how far a task may move it, or its constant alone."""
+    """Fit linear models to all training items, and choose by validation tasks how far a task may move the full one, or its constant alone.
+
+    `mean` is one constant for all tasks, `popularity` a line through how much items are asked for; no task moves these two.
+    """
     assert pool.targets is not None
     items = pool.items(pool.split("train"))
     x, y = (torch.from_numpy(np.ascontiguousarray(a[items])).double() for a in (pool.inputs, pool.targets))
-    head = ridge_head(with_one(x)[None], y[None, :, None], torch.tensor(1.0).double())[0].float()
-    inputs, targets = (torch.from_numpy(np.ascontiguousarray(a)) for a in (pool.inputs, pool.targets))
+    x = with_one(x)
+    constant = x.shape[1] - 1
+
+    def fit(columns: list[int]) -> Tensor:
+        """Return the head [D + 1, 1] of the model that reads some columns."""
+        head = x.new_zeros(x.shape[1], 1)
+        head[columns] = ridge_head(x[None, :, columns], y[None, :, None], torch.tensor(1.0).double())[0]
+        return head.float()
+
+    head = fit(list(range(x.shape[1])))
+    own = pool.items(pool.split("val"))
+    inputs, targets = (torch.from_numpy(np.ascontiguousarray(a[own])) for a in (pool.inputs, pool.targets))
     asked = []
     for setting in section.settings:
         way, shot = way_shot(setting)
         table = draw(TaskSpec(f"references-{setting}", "val", way, shot, section.query, section.within, tasks), pool, seed)
+        table = replace(table, support=np.searchsorted(own, table.support), query=np.searchsorted(own, table.query))
         asked.append(batch(table, np.arange(tasks), inputs, targets))
-    found: dict[str, Learner] = {}
+    found: dict[str, Learner] = {"mean": Linear(fit([constant]), UNMOVED, True)}
+    if pool.popularity is not None:
+        found["popularity"] = Linear(fit([pool.popularity, constant]), UNMOVED, True)
     for name, constant_alone in (("linear-constant", True), ("linear", False)):
         options = [Linear(head, float(ridge), constant_alone) for ridge in RIDGES]
         losses = [sum(one.objective.loss(one(task), task.query.y).mean().item() for task in asked) for one in options]
@@ -53,31 +73,36 @@ def examine(
     pool: str,
     tasksets: str,
     out: Path,
+    watch: Callable[[float, str], None] = lambda *_: None,
 ) -> dict[str, float]:
-    """Measure all models and references on the test tasks, and the contenders for promotion on the gate tasks.
+    """Measure all models and references on the test tasks and in each cell, and the contenders for promotion on the gate tasks.
 
     `student_best` is the student that validation tasks call the best; test tasks choose nothing. What contends for promotion is the
-    fused learner, or the teacher of a pipeline without students.
+    fused learner, or the teacher of a pipeline without students. `watch` hears which share of the measurements is done, and what comes next.
     """
     contender = "fused" if "fused" in models else "teacher"
     torch.set_num_threads(threads)
     opened = open_pool(pool)
     loaded: dict[str, Learner] = {name: store.load(path)[0] for name, path in models.items()}
-    with store.initial_weights(seed_of(seed, "scratch")):
-        network = build_backbone(backbone, opened.input_shape)
     nearest = "pixels" if opened.inputs.ndim > 2 else "nearest"
-    values = opened.targets is not None and loaded["base"].objective.name == "squared_error"
-    learners: dict[str, Learner] = {
-        nearest: Nearest(),
-        **(linear_references(opened, section, TUNING, seed) if values else {}),
-        "scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr),
-        "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
-        **loaded,
-    }
+    played = opened.environment is not None
+    learners: dict[str, Learner]
+    if played:  # what no episode was played for, and what needs none: policies that know nothing, and one that is told what is hidden
+        learners = {**{f"{name}-unadapted": WithoutSupport(loaded[name]) for name in ("base", contender)}, "oracle": Told(loaded["base"]), **loaded}
+    else:
+        with store.initial_weights(seed_of(seed, "scratch")):
+            network = build_backbone(backbone, opened.input_shape)
+        learners = {
+            nearest: Nearest(),
+            **(linear_references(opened, section, TUNING, seed) if opened.targets is not None else {}),
+            "scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr),
+            "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
+            **loaded,
+        }
     students = [name for name in models if name.startswith("student-")]
-    if len(students) > 1:  # what fusion must be better than: the plain mean of the students
+    if len(students) > 1 and not played:  # what fusion must be better than: the plain mean of the students
         equal = [1 / len(students)] * len(students)
-        learners["students-mean"] = FusedLearner([loaded[name] for name in students], "mixture", equal, False, opened.input_shape).eval()
+        learners["students-mean"] = join([loaded[name] for name in students], "mixture", equal, False, opened.input_shape).eval()
     for learner in learners.values():
         learner.objective = loaded["base"].objective
     pairs = {
@@ -88,7 +113,12 @@ def examine(
         "fused-distilled-minus-teacher": ("fused-distilled", "teacher"),
         "teacher-minus-base": ("teacher", "base"),
         "teacher-minus-base-unadapted": ("teacher", "base-unadapted"),
+        f"{contender}-minus-base-unadapted": (contender, "base-unadapted"),
+        f"{contender}-minus-{contender}-unadapted": (contender, f"{contender}-unadapted"),
+        f"{contender}-minus-oracle": (contender, "oracle"),
         "teacher-minus-scratch": ("teacher", "scratch"),
+        f"{contender}-minus-mean": (contender, "mean"),
+        f"{contender}-minus-popularity": (contender, "popularity"),
         f"{contender}-minus-linear": (contender, "linear"),
         f"{contender}-minus-linear-constant": (contender, "linear-constant"),
         f"{contender}-minus-champion": (contender, "champion"),
@@ -97,9 +127,18 @@ def examine(
         **{f"{name}-minus-joined-average": (name, "joined-average") for name in models if name.startswith("joined-") and name != "joined-average"},
     }
     limits = {"scratch": section.scratch_tasks}
-    metrics = evaluate(learners, limits, pairs, section.settings, "test", opened, tasksets, section.bootstrap, seed, out)
+    # In a cell the champion is left out: whether it has seen what is held out of known users, its data do not say.
+    asked = {name: learner for name, learner in learners.items() if name != "champion"}
     contenders = {name: learner for name, learner in loaded.items() if name in (contender, "champion")}
-    metrics |= evaluate(contenders, {}, pairs, section.settings, "gate", opened, tasksets, section.bootstrap, seed, out)
+    begun, every = itertools.count(), len(section.settings) * (len(learners) + len(opened.cells) * len(asked) + len(contenders))
+
+    def told(what: str) -> None:
+        watch(next(begun) / every, what)
+
+    metrics: dict[str, float] = {}
+    for split, own in {"test": learners, **dict.fromkeys(opened.cells, asked)}.items():
+        metrics |= evaluate(own, limits, pairs, section.settings, split, opened, tasksets, section.bootstrap, seed, out, section.scores, told)
+    metrics |= evaluate(contenders, {}, pairs, section.settings, "gate", opened, tasksets, section.bootstrap, seed, out, told=told)
     if section.challenge is not None:
         runs = challenge.open_runs(section.challenge, opened, section.challenge_runs, out)
         metrics |= challenge.examine({name: learners[name] for name in (nearest, *loaded)}, runs, section.bootstrap, seed)

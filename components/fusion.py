@@ -11,7 +11,8 @@ from components import mixing
 from components.contracts import AugmentSection, FusionSection, InputError, require
 from components.domains.pool import Pool
 from components.learners import store
-from components.learners.fused import FusedLearner
+from components.learners.fused import FusedLearner, join
+from components.learners.fused_policy import FusedPolicy
 from components.learners.learner import Learner, learner_size
 from components.learners.views import Views
 from components.validation import Validation, calibrate, validate
@@ -44,9 +45,9 @@ class Members:
         loaded = [store.load(path) for path in paths]
         return cls(tuple(paths), [m for m, _, _ in loaded], [s for _, s, _ in loaded], [about.get("start") for _, _, about in loaded])
 
-    def join(self, combine: str, weights: Sequence[float], joint: bool) -> FusedLearner:
+    def join(self, combine: str, weights: Sequence[float], joint: bool) -> FusedLearner | FusedPolicy:
         shape = tuple(self.specs[0]["input_shape"])
-        return FusedLearner(self.learners, combine, list(weights), joint, shape).eval()
+        return join(self.learners, combine, list(weights), joint, shape).eval()
 
     def chosen(self, weights: Sequence[float]) -> tuple["Members", list[float]]:
         """Leave out members whose weight is zero: nobody pays for what does not speak."""
@@ -58,9 +59,12 @@ class Members:
 
 
 def learn_weights(members: Members, validation: Validation) -> list[float]:
-    """Return the convex weights of the members on validation tasks; equal ones where tasks ask for an order, which no convex problem weighs."""
-    if members.learners[0].objective.name == "ranking":
+    """Return the convex weights of the members on validation tasks; equal ones where no convex problem weighs them."""
+    objective = members.learners[0].objective.name
+    if objective == "ranking":
         return _equal(members)
+    if objective == "return":
+        return mixing.return_weights(lambda weights: members.join("mixture", weights, False), members.learners, validation)
     values, targets = mixing.predictions(members.learners, validation)
     return (mixing.mixture_weights(values) if validation.targets is None else mixing.least_squares_weights(values, targets)).tolist()
 
@@ -110,7 +114,7 @@ class Request:
     trained: str | None
 
 
-def _mixed(members: Members, combine: str, weights: Sequence[float], joint: bool) -> tuple[FusedLearner, store.Spec]:
+def _mixed(members: Members, combine: str, weights: Sequence[float], joint: bool) -> tuple[FusedLearner | FusedPolicy, store.Spec]:
     learner = members.join(combine, weights, joint)
     return learner, store.fused_spec(members.specs, combine, list(weights), learner.joint)
 
@@ -128,8 +132,8 @@ def _weights(asked: Request) -> Built:
 
 
 def _greedy(asked: Request) -> Built:
-    ranked = asked.members.learners[0].objective.name == "ranking"
-    require(not ranked, "fusion.mode=greedy needs a loss of single answers, and an order has none. Use fusion.mode=average.")
+    whole = asked.members.learners[0].objective.name in ("ranking", "return")
+    require(not whole, "fusion.mode=greedy needs a loss of single answers, and an order or a return has none. Use fusion.mode=average.")
     values, targets = mixing.predictions(asked.members.learners, asked.validation)
     own, kept = asked.members.chosen(mixing.greedy_weights(values, None if asked.validation.targets is None else targets).tolist())
     return _mixed(own, "mixture", kept, asked.joint)
@@ -138,6 +142,7 @@ def _greedy(asked: Request) -> Built:
 def _conditioned(asked: Request) -> Built:
     require(not asked.joint, "fusion.mode=conditioned weighs members that adapt by themselves, got fusion.adapt=joint. Use fusion.adapt=members.")
     learner, spec = _mixed(asked.members, "conditioned", asked.weights, False)
+    assert isinstance(learner, FusedLearner)
     mixing.sharpen(learner, asked.validation.with_shots(MORE_SHOTS))
     return learner, spec
 
@@ -148,6 +153,7 @@ def _concat(asked: Request) -> Built:
 
 def _whitened(asked: Request) -> Built:
     learner, spec = _mixed(asked.members, "whitened", asked.weights, False)
+    assert isinstance(learner, FusedLearner)
     mixing.whiten(learner, asked.pool, asked.validation)
     return learner, spec
 
@@ -189,7 +195,7 @@ def save_best(candidates: list[Candidate], out: Path, member: str) -> dict[str, 
     best = candidates[0]
     weights = best.spec.get("member", best.spec).get("weights", [])
     for candidate, folder in [(best, out), *((c, out / CANDIDATES / c.mode) for c in candidates)]:
-        store.save(candidate.learner, candidate.spec, folder, store.about(member) | {"objective": f"fused: {candidate.mode}"})
+        store.save(candidate.learner, candidate.spec, folder, store.about(member) | {"objective": f"fused: {candidate.mode}"}, Path(member))
     table = {c.mode: c.scores for c in candidates}
     (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": weights, "validation": table}, indent=1) + "\n")
     metrics = {f"val/{c.mode}/{name}": value for c in candidates for name, value in c.scores.items()}

@@ -1,6 +1,6 @@
 """How much each member of a fused learner says, and in which space members meet: closed forms and small convex problems."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from components.networks import BatchNorm
 from components.validation import Validation, encode_items, validate
 
 SHRINKAGE = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the covariance within classes towards a multiple of the identity
+PREFERENCE = (0.0, 1.0, 3.0, 100.0)  # for policies with a greater return: none at first, at last the best speaks alone
 SHARPNESS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of support-conditioned weights; 1 is the posterior over members
 
 
@@ -64,6 +65,18 @@ def least_squares_weights(values: Tensor, targets: Tensor) -> Tensor:
     rows = torch.cat([values.T.double(), torch.full((1, len(values)), heavy, dtype=torch.float64)])
     weights = torch.from_numpy(nnls(rows.numpy(), torch.cat([targets.double(), torch.tensor([heavy])]).numpy())[0])
     return (weights / weights.sum()).float()
+
+
+def return_weights(joined: Callable[[list[float]], Learner], learners: Sequence[Learner], validation: Validation) -> list[float]:
+    """Return the convex weights [M] of policies with which the joined one has the greatest return on validation tasks.
+
+    Returns are no convex function of weights, and every try plays all validation tasks. So one number is searched: how strongly members are
+    preferred by their own returns, w_i in proportion to exp(preference (R_i - max R) / (max R - min R)).
+    """
+    own = torch.tensor([validate(learner, validation)["return"] for learner in learners])
+    behind = (own - own.max()) / (own.max() - own.min()).clamp_min(1e-6)
+    options = [(preference * behind).softmax(0).tolist() for preference in PREFERENCE]
+    return max(options, key=lambda weights: validate(joined(weights), validation)["return"])
 
 
 def greedy_weights(values: Tensor, targets: Tensor | None, rounds: int = 20) -> Tensor:

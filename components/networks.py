@@ -53,6 +53,7 @@ class ConvNet(nn.Module):
 
     # One task after the other: side by side, convolutions with weights of their own keep every task's activations.
     tasks_at_once = 1
+    frozen = False
 
     def __init__(self, section: BackboneSection, input_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -84,9 +85,10 @@ class ConvNet(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear layers of `widths` units with ReLU: features [N, dim] of vectors [N, D]."""
+    """Linear layers of `widths` units, each with its activation: features [N, dim] of vectors [N, D]."""
 
     tasks_at_once = 1_000_000  # small matrices: all tasks in one batched product, measured many times faster than in turn
+    frozen = False
 
     def __init__(self, section: BackboneSection, input_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -94,11 +96,12 @@ class Mlp(nn.Module):
             raise InputError(f"backbone=mlp needs vectors, got inputs of shape {list(input_shape)}. Use backbone=conv4.")
         widths = [*input_shape, *section.widths]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, section.widths, strict=False))
+        self.activation = torch.tanh if section.activation == "tanh" else torch.relu
         self.dim = section.widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = F.relu(layer(x))
+            x = self.activation(layer(x))
         return x
 
     def per_task(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -106,7 +109,7 @@ class Mlp(nn.Module):
         for i in range(len(self.layers)):
             weight, bias = weights[f"layers.{i}.weight"].transpose(1, 2), weights[f"layers.{i}.bias"].unsqueeze(1)
             # One input is no matrix: as a product of elements its gradient takes a quarter of the time.
-            x = torch.relu(torch.addcmul(bias, x, weight) if x.shape[-1] == 1 else torch.baddbmm(bias, x, weight))
+            x = self.activation(torch.addcmul(bias, x, weight) if x.shape[-1] == 1 else torch.baddbmm(bias, x, weight))
         return x
 
 
@@ -117,12 +120,18 @@ def statistics(backbone: nn.Module, kind: str, training: bool) -> None:
     """Choose whose statistics batch normalisation uses.
 
     `running`: those of pre-training, fixed. `meta_batch`: those of everything in the batch while training, their running mean after.
-    `task`: those of the task at hand, also at test (transductive: one query then changes another's prediction).
+    `task`: those of the task at hand, also at test (transductive: one query then changes another's prediction). A frozen backbone keeps its own.
     """
-    backbone.train(training and kind == "meta_batch")
+    backbone.train(training and kind == "meta_batch" and not getattr(backbone, "frozen", False))
     for module in backbone.modules():
         if isinstance(module, BatchNorm):
             module.by_task = kind == "task"
+
+
+def freeze(backbone: nn.Module) -> None:
+    """Keep parameters and statistics as they are, whatever is trained around them."""
+    backbone.requires_grad_(False)
+    backbone.frozen = True  # type: ignore[assignment]
 
 
 def channels_last(x: Tensor) -> Tensor:

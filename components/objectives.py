@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from components.contracts import SCORES
+from components.scores import SCORES
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
@@ -90,8 +90,39 @@ def _pairwise_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 OBJECTIVES = {
     "cross_entropy": Objective("cross_entropy", _cross_entropy, "accuracy", _accuracy, _cross_entropy_slope, _cross_entropy_bend),
     "squared_error": Objective("squared_error", _squared_error, "mse", _squared_error, _squared_error_slope, _squared_error_bend),
+    # What episodes came to is played, not predicted: outputs are returns, and there is nothing to compare them with.
+    "return": Objective("return", lambda outputs, _: -outputs.squeeze(-1).mean(1), "return", lambda outputs, _: outputs.squeeze(-1).mean(1)),
     # RankNet (Burges et al. 2005, ICML, eq. 3) with certain targets, over all pairs of a task; the score is the share of pairs in order.
     "ranking": Objective("ranking", _pairwise_logistic, "pairs", _pairwise_accuracy),
+}
+
+
+def _ndcg(depth: int) -> Measure:
+    """Return the normalised discounted cumulative gain at `depth` (Jarvelin and Kekalainen 2002, ACM TOIS 20(4)), gain 2^y - 1 of values y >= 0.
+
+    Equal outputs share their places' mean gain, so that a constant is worth what a random order is. A task without any gain scores 1.
+    """
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tensor:
+        output, gain = outputs.squeeze(-1), torch.exp2(targets) - 1
+        discount = 1 / torch.log2(torch.arange(2, 2 + targets.shape[1]).to(gain))
+        discount[depth:] = 0
+        equal = (output.unsqueeze(2) == output.unsqueeze(1)).to(gain)  # [T, Q, Q]
+        first = (output.unsqueeze(1) > output.unsqueeze(2)).sum(2)  # how many stand above each
+        total = torch.cat([torch.zeros(1).to(gain), discount.cumsum(0)])
+        places = equal.sum(2)
+        found = (gain * (total[first + places.long()] - total[first]) / places).sum(1)
+        best = (gain.sort(1, descending=True).values * discount).sum(1)
+        return torch.where(best > 0, found / best.clamp_min(1e-12), 1.0)
+
+    return measure
+
+
+# Further scores of tasks that have values; targets count from the lowest of the pool's values, outputs too.
+MEASURES: dict[str, Measure] = {
+    "mae": lambda outputs, targets: (outputs.squeeze(-1) - targets).abs().mean(1),
+    "rmse": lambda outputs, targets: _squared_error(outputs, targets).sqrt(),
+    **{f"ndcg_{depth}": _ndcg(depth) for depth in (1, 3, 5)},
 }
 
 

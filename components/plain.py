@@ -39,6 +39,11 @@ def from_plain(kind: type[T], plain: Any) -> T:
     return typing.cast(T, plain)
 
 
+def narrow(section: Any, kind: type[T]) -> T:
+    """Return a section as the kind that it extends, without what it adds."""
+    return kind(**{f.name: getattr(section, f.name) for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
 def fingerprint(value: Any) -> str:
     """Return sha256 (hex) of the canonical JSON of plain data: the same content gives the same name, whatever the order of keys."""
     text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -54,4 +59,9 @@ def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
 
 def describe(names: Sequence[str], most: int = 5) -> str:
     """Return names in one line, the first `most` of them and how many more."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return " ".join(", ".join(names[:most]).split()) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of what an error says, at most 200 characters; its name where it says nothing."""
+    return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,20 +12,27 @@ import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
+from components.manifest import intact
+
 
 def signature(learner: str | Path) -> ModelSignature:
     """Return the model's signature: examples first, then whatever the domain stores an item as; -1 is any number of them."""
     spec = json.loads((Path(learner) / "learner.json").read_text())["spec"]
-    pictures, classes = len(spec["input_shape"]) == 3, spec["objective"] == "cross_entropy"
-    item, shape = np.dtype("uint8" if pictures else "float32"), spec["input_shape"]
-    if pictures:  # as a pool stores them: grey without a channel, colour with it last
-        shape = shape[1:] + [3] * (shape[0] == 3)
+    (item, shape), classes = stored(spec), spec["objective"] == "cross_entropy"
     inputs: list[ColSpec | TensorSpec] = [
         TensorSpec(item, (-1, *shape), "support_x"),
         TensorSpec(np.dtype("int64" if classes else "float32"), (-1,), "support_y"),
         TensorSpec(item, (-1, *shape), "query_x"),
     ]
     return ModelSignature(Schema(inputs), Schema([TensorSpec(np.dtype("float32"), (-1, -1), "probabilities" if classes else "values")]))
+
+
+def stored(spec: dict[str, Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Return type and shape of an item as a pool stores it: pictures in uint8, grey ones without a channel, colour with it last; vectors in float32."""
+    shape = tuple(spec["input_shape"])
+    if len(shape) < 3:
+        return np.dtype("float32"), shape
+    return np.dtype("uint8"), shape[1:] + (3,) * (shape[0] == 3)
 
 
 def example(pool: str | Path) -> dict[str, np.ndarray]:
@@ -64,6 +71,7 @@ def _load_pyfunc(path: str) -> ServedLearner:
     """Load the served model from its folder; the name is the one that MLflow calls."""
     from components.learners import store
 
+    intact(path)
     return ServedLearner(store.load(path)[0])
 
 

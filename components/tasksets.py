@@ -5,6 +5,7 @@ itself, in any order, in any process. Support and query of a class come from one
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from components.contracts import EvaluationSection, InputError, TasksSection, Within, require, way_shot
+from components.contracts import CELLS, EvaluationSection, InputError, TasksSection, Within, require, way_shot
 from components.domains.pool import Pool
 from components.draws import below, bits, key_of
 from components.tasks import Examples, TaskBatch
@@ -88,12 +89,19 @@ def check(spec: TaskSpec, pool: Pool) -> None:
     sizes = _group_sizes(pool, classes)
     available = max(sizes.values(), default=0) if spec.within == "group" else len(classes)
     where = f"in one group of split '{spec.split}'" if spec.within == "group" else f"in split '{spec.split}'"
+    more = f"Use way<={available} or put more groups into domain.splits.{spec.split}."
     require(
         spec.way <= available,
         f"{spec.table}: way={spec.way} needs {spec.way} classes {where}, but pool {name} has {available}. "
-        f"Use way<={available} or put more groups into domain.splits.{spec.split}.",
+        + (more if spec.split not in CELLS else "Lower domain.source.cells or min_ratings."),
     )
-    fewest = int(pool.counts[classes].min())
+    asked, fewest = pool.asked[classes], int(pool.counts[classes].min())
+    known, left = int(asked.min()), int((pool.counts[classes] - asked).min())
+    require(
+        not known or (spec.shot <= known and spec.query <= left),
+        f"{spec.table}: shot={spec.shot} and query={spec.query} need that many items before and among those asked for, but pool {name} has {known} and {left}. "
+        "Lower shot or query.",
+    )
     require(
         spec.shot + spec.query <= fewest,
         f"{spec.table}: shot={spec.shot} and query={spec.query} need {spec.shot + spec.query} items a class in split '{spec.split}', "
@@ -114,6 +122,7 @@ def draw(spec: TaskSpec, pool: Pool, seed: int, first: int = 0, count: int | Non
     group = np.empty(count, dtype=np.int32)
     class_key, item_key = key_of(seed, spec.table, "classes"), key_of(seed, spec.table, "items")
     first_item, items = pool.first.astype(np.int32), pool.counts.astype(np.int32)
+    before = np.maximum(pool.asked, spec.shot).astype(np.int32)
     for start in range(0, count, CHUNK):
         rows = np.arange(first + start, first + min(start + CHUNK, count), dtype=np.uint64)
         here = slice(start, start + len(rows))
@@ -128,7 +137,7 @@ def draw(spec: TaskSpec, pool: Pool, seed: int, first: int = 0, count: int | Non
         lanes = np.arange(2 * need, dtype=np.uint64)[:, None]
         random = bits(item_key, cells * np.uint64(2 * need) + lanes)
         if pool.ordered:  # the first are known, and any of the later ones asked for
-            later = choose(random, items[flat] - np.int32(spec.shot), spec.query) + np.int32(spec.shot)
+            later = choose(random, items[flat] - before[flat], spec.query) + before[flat]
             known = np.arange(spec.shot, dtype=np.int32)[:, None].repeat(len(flat), 1)
             chosen = np.concatenate([known, later])
         else:
@@ -158,13 +167,13 @@ def _by_group(pool: Pool, classes: np.ndarray, spec: TaskSpec) -> tuple[np.ndarr
     return np.concatenate(members), np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes, np.array([names.index(n) for n in usable])
 
 
-def specs(tasks: TasksSection, evaluation: EvaluationSection) -> list[TaskSpec]:
-    """Return the tables of a pipeline: train, val, and gate and test tasks in every evaluation setting."""
+def specs(tasks: TasksSection, evaluation: EvaluationSection, cells: Sequence[str] = ()) -> list[TaskSpec]:
+    """Return the tables of a pipeline: train, val, and gate and test tasks in every evaluation setting, those of each cell besides."""
     tables = [
         TaskSpec("train", "train", tasks.way, tasks.shot, tasks.query, tasks.within, tasks.train),
         TaskSpec("val", "val", tasks.way, tasks.shot, tasks.query, tasks.within, tasks.val),
     ]
-    for split, number in (("gate", evaluation.gate_tasks), ("test", evaluation.tasks)):
+    for split, number in (("gate", evaluation.gate_tasks), *((split, evaluation.tasks) for split in ("test", *cells))):
         for setting in evaluation.settings:
             way, shot = way_shot(setting)
             tables.append(TaskSpec(f"{split}-{setting}", split, way, shot, evaluation.query, evaluation.within, number))

@@ -18,18 +18,22 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
+from components import backbones
 from components.batches import Epochs, ItemBatches, LessonBatches, TaskBatches
-from components.contracts import FitJob, FitSection, InputError
+from components.contracts import FitSection, InputError
 from components.distillation import Distillation, class_features
 from components.domains import images
 from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
 from components.gradients import in_turn
+from components.job import FitJob, Watch
 from components.learners import store
-from components.learners.fused import FusedLearner
+from components.learners.fused import join
 from components.learners.gradient import Maml
 from components.learners.learner import Learner, learner_size
+from components.learners.policy import Policy
 from components.learners.views import Views
+from components.networks import freeze
 from components.objectives import OBJECTIVES
 from components.plain import to_plain
 from components.tasks import TaskBatch
@@ -37,7 +41,6 @@ from components.tasksets import read_table
 from components.validation import Validation, calibrate, validate
 
 Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
-Sink = Callable[[int, dict[str, float]], None]  # one call an epoch: (step, metrics)
 PATIENCE = 5  # steps in a row with a loss or gradient that is not finite
 
 
@@ -134,18 +137,21 @@ class Fit(pl.LightningModule):
 
 
 class EveryEpoch(Checkpoint):
-    """Runs last in an epoch: save the state under a temporary name, rename it, keep the one before, tell the sink."""
+    """Runs last in an epoch: save the state under a temporary name, rename it, keep the one before, tell who watches."""
 
-    def __init__(self, folder: Path, sink: Sink, label: str, epoch_steps: int) -> None:
-        self.folder, self.sink, self.label, self.epoch_steps = folder, sink, label, epoch_steps
-        self.started = time.monotonic()
+    def __init__(self, folder: Path, watch: Watch) -> None:
+        self.folder, self.watch = folder, watch
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         for entry in module.history:  # type: ignore[union-attr, operator]
-            self._tell(trainer, dict(entry), "resumed ")  # type: ignore[call-overload]
+            self._tell(trainer, dict(entry), True)  # type: ignore[call-overload]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         module.epochs.epoch = trainer.current_epoch  # type: ignore[union-attr]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:
+            self.watch.step(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         newest, partial = self.folder / "state.ckpt", self.folder / "state.partial"
@@ -154,17 +160,11 @@ class EveryEpoch(Checkpoint):
             if newest.exists():
                 os.replace(newest, self.folder / "state.previous.ckpt")
             os.replace(partial, newest)
-        self._tell(trainer, dict(module.history[-1]), "")  # type: ignore[union-attr, index, arg-type]
+        self._tell(trainer, dict(module.history[-1]), False)  # type: ignore[union-attr, index, arg-type]
 
-    def _tell(self, trainer: pl.Trainer, entry: dict[str, float], mark: str) -> None:
+    def _tell(self, trainer: pl.Trainer, entry: dict[str, float], again: bool) -> None:
         if trainer.is_global_zero:
-            step = int(entry.pop("step"))
-            self.sink(step, entry)
-            total = trainer.max_epochs or 0
-            done = step // self.epoch_steps
-            seconds = time.monotonic() - self.started
-            shown = "  ".join(f"{name} {value:.3f}" for name, value in entry.items())
-            print(f"{mark}{self.label}  epoch {done}/{total}  {shown}  {seconds:.0f} s", file=sys.stderr, flush=True)
+            self.watch.epoch(int(entry.pop("step")), entry, again)
 
 
 def use_fast_allocator() -> None:
@@ -195,20 +195,23 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
     shape, asked = pool.input_shape, job.domain.objective
     if job.objective == "base":
         assert job.base is not None
-        options = {"classes": len(pool.split("train")) * job.base.turns, "scale": job.base.scale, "ridge": job.base.ridge}
-        spec = store.spec_of("theta*", options, job.backbone, shape, asked)
-        return store.build(spec, seed_of(job.seed, "base")), spec
+        options: dict[str, Any] = {"classes": len(pool.split("train")) * job.base.turns, "scale": job.base.scale, "ridge": job.base.ridge}
+        options |= {"policy": job.base.policy} if asked == "return" else {}
+        spec = store.spec_of("theta*", options, job.backbone, shape, asked, pool.environment)
+        return _begun(store.build(spec, seed_of(job.seed, "base")), job, shape), spec
     if job.objective == "joint":
         loaded = [store.load(path) for path in job.members]
         spec = store.fused_spec([s for _, s, _ in loaded], "mixture", list(job.weights), False)
         learner = store.build(spec)
-        for member, (trained, _, _) in zip(learner.members, loaded, strict=True):  # type: ignore[arg-type]
+        for member, (trained, _, about) in zip(learner.members, loaded, strict=True):  # type: ignore[arg-type]
             member.load_state_dict(trained.state_dict())
             for name, parameter in member.named_parameters():  # a base's vectors of the training classes take no part in tasks
                 parameter.requires_grad_(not name.endswith("classes"))
+            if about.get("frozen"):
+                freeze(member.backbone)  # type: ignore[arg-type]
         return learner, spec
     assert job.learner is not None
-    spec = store.spec_of(job.learner.name, job.learner.options, job.backbone, shape, asked)
+    spec = store.spec_of(job.learner.name, job.learner.options, job.backbone, shape, asked, pool.environment)
     initial = job.seed if job.initial_seed is None else job.initial_seed
     learner = store.build(spec, seed_of(initial, job.learner.name, job.objective))
     if job.start is not None:
@@ -218,14 +221,27 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
             raise InputError(
                 f"learner.start needs the same backbone, got {start_spec.get('backbone')} for {spec['backbone']}. Use that backbone, or learner.start=scratch."
             )
-        learner.backbone.load_state_dict(start.backbone.state_dict())  # type: ignore[union-attr, arg-type]
+        begun = {name: w for name, w in start.state_dict().items() if name.startswith(learner.of_base)}
+        learner.load_state_dict(learner.state_dict() | begun)
         learner.started()
     if isinstance(learner, Maml):
         learner.checkpoint_inner = job.learner.checkpoint_inner
-    return learner, spec
+    return _begun(learner, job, shape), spec
+
+
+def _begun(learner: Learner, job: FitJob, shape: tuple[int, ...]) -> Learner:
+    """Give the learner's backbone the weights that the user brought, and freeze it where that is asked for."""
+    if job.backbone.start is not None:
+        learner.backbone.load_state_dict(backbones.load(job.backbone.start, job.backbone, shape))  # type: ignore[union-attr, operator]
+        learner.started()
+    if job.backbone.frozen:
+        freeze(learner.backbone)  # type: ignore[arg-type]
+    return learner
 
 
 def _goal(job: FitJob, learner: Learner, pool: Pool) -> Goal:
+    if job.objective == "base" and isinstance(learner, Policy):
+        return Goal(learner.pretrain_loss)
     if job.objective == "base":
         assert job.base is not None
         smoothing = job.base.label_smoothing
@@ -242,7 +258,9 @@ def _goal(job: FitJob, learner: Learner, pool: Pool) -> Goal:
         return Goal(supervised)
     if job.objective == "distill":
         assert job.recipe is not None
-        teacher = _teacher(job.teachers, pool.input_shape)
+        teacher, soft = _teacher(job.teachers, pool.input_shape), job.recipe.soft_weight
+        if isinstance(learner, Policy) and isinstance(teacher, Policy):
+            return Goal(lambda batch: learner.distil_loss(teacher, batch, soft), extra=teacher)
         classes = None
         if job.recipe.class_weight:
             own = pool.split("train")
@@ -270,10 +288,10 @@ def _teacher(paths: tuple[str, ...], shape: tuple[int, ...]) -> Learner:
     A teacher that looks at several views looks once: a lesson's pictures are bent already, anew each time, and every further look costs an encoding.
     """
     loaded = [learner.member if isinstance(learner, Views) else learner for learner in (store.load(path)[0] for path in paths)]
-    return loaded[0] if len(loaded) == 1 else FusedLearner(loaded, "mixture", [1 / len(loaded)] * len(loaded), False, shape).eval()
+    return loaded[0] if len(loaded) == 1 else join(loaded, "mixture", [1 / len(loaded)] * len(loaded), False, shape).eval()
 
 
-def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
+def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
     """Fit, calibrate on validation tasks, write the learner into job.out, and return its final metrics.
 
     Continues from job.state when an earlier run of the same job was stopped; the result is then the same to the last bit.
@@ -289,7 +307,11 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     goal = _goal(job, learner, pool)
     augment = job.domain.augment
     batches: ItemBatches | TaskBatches
-    if job.objective == "base":
+    if job.objective == "base" and isinstance(learner, Policy):
+        assert job.base is not None
+        table = read_table(job.tasksets, "train")
+        batches = TaskBatches(pool, table, max(1, job.base.batch // table.query.shape[2]), seed_of(job.seed, "base"), augment)
+    elif job.objective == "base":
         assert job.base is not None
         batches = ItemBatches(pool, job.base.turns, job.base.batch, job.seed, augment)
     else:
@@ -303,7 +325,7 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     state.mkdir(parents=True, exist_ok=True)
     epochs = Epochs(batches, job.fit.epoch_steps, rank, world, job.trainer.accumulate)
     fit = Fit(learner, goal, job.fit, epochs, validation)
-    metrics = _train(fit, job, state, sink, label, rank, world) if job.fit.steps else {}
+    metrics = _train(fit, job, state, watch, label, rank, world) if job.fit.steps else {}
     if job.learner is not None and job.learner.views > 1:
         learner, spec = Views(learner.cpu(), job.learner.views, augment), store.views_spec(spec, job.learner.views, augment)
     metrics["temperature"] = calibrate(learner.cpu(), validation)
@@ -313,8 +335,8 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
         names = pool.classes["name"].to_pylist()
         trained = [names[c] for c in pool.split("train")]
         about: dict[str, Any] = {"domain": pool.domain, "trained_on": trained, "objective": job.objective, "start": began}
-        about |= {"columns": pool.columns} if pool.columns else {}
-        store.save(learner, spec, Path(job.out), about)
+        about |= pool.kept | ({"frozen": True} if job.backbone.frozen else {})
+        store.save(learner, spec, Path(job.out), about, pool.path)
         (Path(job.out) / "roles.json").write_text(json.dumps(learner.parameter_roles() | {"theta_fixed": learner.theta_fixed}, indent=1) + "\n")
         (Path(job.out) / "history.json").write_text(json.dumps(fit.history, indent=1) + "\n")
         (Path(job.out) / "job.json").write_text(json.dumps(to_plain(job), indent=1) + "\n")
@@ -322,20 +344,21 @@ def run(job: FitJob, sink: Sink, label: str) -> dict[str, float]:
     return metrics
 
 
-def _train(fit: Fit, job: FitJob, state: Path, sink: Sink, label: str, rank: int, world: int) -> dict[str, float]:
+def _train(fit: Fit, job: FitJob, state: Path, watch: Watch, label: str, rank: int, world: int) -> dict[str, float]:
     """Run the optimisation from where it stands to its end; return the last epoch's metrics."""
     trainer = pl.Trainer(
         accelerator=job.trainer.accelerator,
-        devices=world,
+        devices=world // job.trainer.nodes,
+        num_nodes=job.trainer.nodes,
         strategy="ddp" if world > 1 else "auto",
         precision=job.trainer.precision,  # type: ignore[arg-type]
         max_epochs=job.fit.steps // job.fit.epoch_steps,
         limit_train_batches=job.fit.epoch_steps * job.trainer.accumulate,
         accumulate_grad_batches=job.trainer.accumulate,
-        callbacks=[EveryEpoch(state, sink, label, job.fit.epoch_steps)],
+        callbacks=[EveryEpoch(state, watch)],
         logger=False,
         enable_checkpointing=True,
-        enable_progress_bar=sys.stderr.isatty() and rank == 0,
+        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

@@ -24,6 +24,7 @@ class Validation:
         place = np.zeros(len(pool.inputs), dtype=np.int32)
         place[used] = np.arange(len(used), dtype=np.int32)
         self.targets = None if pool.targets is None else torch.from_numpy(np.ascontiguousarray(pool.targets[used]))
+        self.lowest = 0.0 if pool.targets is None else float(pool.targets.min())
         self.compact = TaskTable(self.table.classes, place[self.table.support], place[self.table.query], self.table.group)
 
     def with_shots(self, more: int) -> "Validation":

@@ -1,22 +1,22 @@
 """Adapt a registered model to a handful of labelled examples and name others: `python -m flows.adapt model=... support=... query=... out=...`"""
 
 import csv
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flows import cli
+from flows.paths import into_place
 
 HELP = """python -m flows.adapt model=models:/<name>@champion support=<folder or file> query=<folder or file> out=<csv>
 
   model    a registered model, the folder of a learner, or what save= wrote
-  support  the examples: <folder>/<class>/* of pictures, one sub-folder a class; or a CSV or Parquet file of rows with their labels
-  query    what is to be named: <folder>/* of pictures, or a file of rows
-  out      predictions: file or row (from 0), class, probability, then each class's probability
+  support  the examples: <folder>/<class>/* of pictures, one sub-folder a class; or a CSV or Parquet file of rows with their labels;
+           or of ratings by one user, or by several, or of what they touched
+  query    what is to be named: <folder>/* of pictures, or a file of rows; of ratings (optional) a file of items, else all not rated yet
+  out      predictions: file or row (from 0), class, probability, then each class's probability; of ratings the items, the best first
   abstain  (optional) leave the class empty where its probability is lower than this
+  top      (optional, of ratings) so many items a user; all where it is left out
   save     (optional) keep the adapted model in this new folder: model=<that folder> then needs no support
 """
 
@@ -56,7 +56,7 @@ def read_query(query: Path, shape: list[int], columns: dict[str, Any] | None) ->
     return Columns(**columns).take(table, query), [str(i) for i in range(len(table))]
 
 
-def adapt(model: str, query: str, out: str, support: str = "", abstain: str = "0", save: str = "") -> None:
+def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str = "0", save: str = "", top: str = "0") -> None:
     """Adapt once, predict all, write the table, and record it all as an MLflow run."""
     from components.contracts import require
     from flows import tracking
@@ -71,6 +71,14 @@ def adapt(model: str, query: str, out: str, support: str = "", abstain: str = "0
 
     learner, spec, about = store.load(folder)
     columns, shape = about.get("columns"), spec["input_shape"]
+    if "ratings" in about:
+        from flows.recommend import recommend
+
+        require(support != "", "support must be a file of ratings, got none. Give support=<csv>.")
+        require(not save, "save keeps a model that tells classes apart; one of ratings adapts anew in milliseconds. Leave save out.")
+        recommend(folder, model, learner, about, Path(support), Path(query) if query else None, _count(top), target)
+        return
+    require(query != "", "query must be what is to be named, got none. Give query=<folder or file>.")
     require(
         spec["objective"] == "cross_entropy" and (len(shape) == 3 or columns is not None),
         f"adapt names pictures or rows, but model {model} takes inputs {shape} and predicts by {spec['objective']}. Serve it with mlflow models serve.",
@@ -90,21 +98,28 @@ def adapt(model: str, query: str, out: str, support: str = "", abstain: str = "0
             tracking.log_metrics(run_id, {"adapt/loss": loss}, step)
         probabilities = serving.answer(learner, adapted, asked)
         sure = probabilities.max(1) >= least
-        with _into_place(target) as partial, partial.open("w", newline="") as file:
+        with into_place(target) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["row" if columns else "file", "class", "probability", *classes])
             for name, named, row in zip(names, sure, probabilities, strict=True):
                 writer.writerow([name, classes[int(row.argmax())] if named else "", f"{row.max():.4f}", *(f"{p:.4f}" for p in row)])
         if kept is not None:
-            with _into_place(kept) as partial:
+            with into_place(kept) as partial:
                 store.save(learner, spec, partial, about)
                 store.save_adapted(adapted, partial, classes)
-        tracking.store().log_artifact(run_id, str(target))
+        tracking.log_file(run_id, target)
         tracking.log_metrics(run_id, {"confidence": float(probabilities.max(1).mean()), "abstained": float((~sure).mean())})
     if losses:
         print(f"loss on the examples, step by step: {' '.join(f'{loss:.3f}' for loss in losses)}")
     left = f", {int((~sure).sum())} left open" if least > 0 else ""
     print(f"{len(names)} {'rows' if columns else 'pictures'} named among {', '.join(classes)}{left}: {target}")
+
+
+def _count(given: str) -> int:
+    from components.contracts import require
+
+    require(given.isdigit(), f"top must be a number of items, got {given!r}. Use 20, or leave it out for all.")
+    return int(given)
 
 
 def _probability(given: str) -> float:
@@ -116,14 +131,6 @@ def _probability(given: str) -> float:
         value = -1.0
     require(0 <= value <= 1, f"abstain must be a probability in [0, 1], got {given!r}. Use 0.5, or leave it out.")
     return value
-
-
-@contextmanager
-def _into_place(target: Path) -> Iterator[Path]:
-    """Give the name of a file or folder beside `target`, which is renamed into its place once it is written."""
-    partial = target.with_name(f".{target.name}.partial")
-    yield partial
-    os.replace(partial, target)
 
 
 if __name__ == "__main__":

@@ -18,10 +18,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from components.contracts import InputError, StageRef
+from components.manifest import MANIFEST, file_digest, file_digests
 from components.plain import fingerprint, flatten, from_plain, to_plain
 from flows import paths
 
-MANIFEST = "stage.json"
+MOST = 8  # reasons that are told for running a stage
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,6 @@ def code_digest(*modules: str) -> str:
     for module in sorted(seen):
         digest.update(module.encode() + b"\0" + seen[module] + b"\0")
     return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def file_digests(folder: Path) -> dict[str, str]:
-    """Return the digest of every file of a folder, by its path in it."""
-    return {str(p.relative_to(folder)): file_digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def lookup(key: Key) -> StageRef | None:
@@ -161,11 +152,23 @@ def why(key: Key) -> tuple[str, float | None]:
     changes = [f"{k} {before.get(k)} -> {after.get(k)}" for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
     changes += [f"{name} changed" for name, value in new["upstream"].items() if old["upstream"].get(name) != value]
     changes += ["code changed"] if old["code"] != new["code"] else []
-    return "; ".join(changes) or "output missing or damaged", float(newest["ref"]["seconds"])
+    shown = changes[:MOST] + ([f"{len(changes) - MOST} more changes"] if len(changes) > MOST else [])  # another domain differs in everything
+    return "; ".join(shown) or "output missing or damaged", float(newest["ref"]["seconds"])
 
 
-def record_key(key: Key, records: Path) -> str:
-    """Return the name under which Prefect keeps the result, forgetting a record whose output is no longer intact."""
-    if lookup(key) is None:
-        (records / key.fingerprint).unlink(missing_ok=True)
+def record_key(key: Key, records: Path, values: Path) -> str:
+    """Return the name under which Prefect keeps the result, noting that an output is used.
+
+    A record is forgotten whose output is no longer intact, or whose value is not in `values`, where Prefect looks: its home may have moved.
+    """
+    whole, record = lookup(key) is not None, records / key.fingerprint
+    if whole:
+        os.utime(key.folder / MANIFEST)
+    try:
+        value = Path(json.loads(record.read_text())["storage_key"])
+        kept = whole and value.exists() and value.is_relative_to(values)
+    except (OSError, ValueError, KeyError):
+        kept = False
+    if not kept:
+        record.unlink(missing_ok=True)
     return key.fingerprint

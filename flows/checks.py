@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from components.contracts import Config, LearnerSection, require
+from components.contracts import Config, LearnerSection, TrainerSection, require
 from components.domains.options import OPTIONS, OwnFiles
-from components.learners.options import family
+from components.learners.options import FAMILIES, family
 
 
 def check(config: Config) -> None:
@@ -18,12 +18,27 @@ def check(config: Config) -> None:
         f"base.turns must be 1 in domain {domain.name}, whose items are no pictures, got {config.base.turns}. Use base.turns=1.",
     )
     _check_source(config)
+    _check_played(config)
+    _check_backbone(config)
     _check_recipes(config)
     _check_fusion(config)
     _check_challenge(config)
+    _check_nodes(config.trainer)
     for name, size in (("base.batch", max(1, config.base.batch // 32)), ("learner.tasks_per_step", config.learner.tasks_per_step)):
-        parts = config.trainer.accumulate * config.trainer.devices
-        require(size % parts == 0, f"{name} must split into trainer.accumulate x trainer.devices = {parts} equal parts, got {size}. Change one of them.")
+        parts = config.trainer.accumulate * config.trainer.devices * config.trainer.nodes
+        told = f"{name} must split into trainer.accumulate x trainer.devices x trainer.nodes = {parts} equal parts"
+        require(size % parts == 0, f"{told}, got {size}. Change one of them.")
+
+
+def _check_nodes(trainer: TrainerSection) -> None:
+    """Look for where the other machines are to come."""
+    if trainer.nodes == 1:
+        return
+    host, _, port = (trainer.rendezvous or "").rpartition(":")
+    told = "trainer.rendezvous must be host:port of this machine, as the other ones reach it, where trainer.nodes is above 1"
+    require(bool(host) and port.isdecimal(), f"{told}, got {trainer.rendezvous or 'none'}. Use trainer.rendezvous=<host>:29500.")
+    told = "trainer.runner must be sequential where trainer.nodes is above 1: the machines train one learner at a time"
+    require(trainer.runner == "sequential", f"{told}, got {trainer.runner}. Use trainer.runner=sequential.")
 
 
 def _check_source(config: Config) -> None:
@@ -31,6 +46,53 @@ def _check_source(config: Config) -> None:
     options = OPTIONS[config.domain.name](**config.domain.source)
     if config.data.pin is None and isinstance(options, OwnFiles) and options.given:
         _ = options.place
+    cells, query = config.domain.source.get("cells", 0), config.evaluation.query
+    require(not cells or cells >= query, f"domain.source.cells must be at least evaluation.query={query}, or 0, got {cells}. Raise it, or lower the query.")
+
+
+def _check_played(config: Config) -> None:
+    """Look at what environments cannot have."""
+    of = config.domain.name
+    if config.domain.objective != "return":
+        return
+    mode = config.fusion.mode
+    require(mode in ("average", "weights"), f"fusion.mode must be average or weights in domain {of}, whose policies act as one, got {mode}. Change it.")
+    require(config.trainer.accelerator == "cpu", f"trainer.accelerator must be cpu in domain {of}, which plays on the processor. Use trainer=cpu.")
+    told = f"trainer.accumulate must be 1 in domain {of}, where what is played serves several steps"
+    require(config.trainer.accumulate == 1, f"{told}, got {config.trainer.accumulate}. Play fewer tasks a step instead: learner.tasks_per_step.")
+    for recipe in (config.student.recipe, *config.student.recipes().values()):
+        parts = {k: v for k, v in vars(recipe).items() if k not in ("soft_weight", "temperature") and v}
+        require(not parts, f"student.recipe takes soft_weight alone in domain {of}, got {', '.join(parts)} too. Set them to 0.")
+    updates = config.base.policy["updates"]
+    for where, fit in (("base", config.base.fit), ("learner", config.learner.fit), ("student.learner", config.student.learner.fit)):
+        told = f"{where}.fit.epoch_steps must be a multiple of base.policy.updates={updates}"
+        require(fit.epoch_steps % updates == 0, f"{told}, got {fit.epoch_steps}. Change one of them.")
+
+
+def _check_backbone(config: Config) -> None:
+    """Read the weights that the backbone is to begin from; whether the domain has such inputs is `check_pool`'s."""
+    own, learner = config.backbone, config.learner
+    played = own.start is not None and config.domain.objective == "return"
+    require(not played, f"backbone.start has no context to act by, which domain {config.domain.name} asks for, got {own.start}. Use backbone.start=null.")
+    if own.start is not None:
+        from components import backbones  # torch, which nothing else here needs
+
+        backbones.load(own.start, own, None)
+    require(not own.frozen or own.start is not None, "backbone.frozen=true keeps weights as they are, got backbone.start=null. Name a folder of weights.")
+    others = not (own.frozen and learner.start.startswith("models:/"))
+    require(others, f"backbone.frozen=true keeps backbone.start, got learner.start={learner.start}, which brings other weights. Use learner.start=pretrained.")
+    able = ", ".join(name for name, of in FAMILIES.items() if of.beside_start and config.domain.objective in of.objectives)
+    told = f"learner={learner.name} learns nothing but where weights start, which backbone.frozen=true keeps"
+    require(not own.frozen or family(learner.name).beside_start, f"{told}. Choose one of {able}.")
+
+
+def check_pool(config: Config, pool: str) -> None:
+    """Raise InputError where the backbone's weights were trained on other inputs than the pool in folder `pool` has."""
+    if config.backbone.start is not None:
+        from components import backbones
+        from components.domains.pool import open_pool
+
+        backbones.load(config.backbone.start, config.backbone, open_pool(pool).input_shape)
 
 
 def _check_recipes(config: Config) -> None:
@@ -86,9 +148,9 @@ def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
         domain.objective in of.objectives,
         f"{where}={section.name} cannot learn domain {domain.name}, which asks for {domain.objective}: {of.why}. Choose a learner such as ridge or maml.",
     )
-    norm = section.options["norm"]
+    norm, brought = section.options.get("norm"), where == "learner" and config.backbone.start is not None
     require(
-        section.start != "scratch" or norm != "running" or config.backbone.name == "mlp" or config.backbone.norm != "batch",
+        section.start != "scratch" or norm != "running" or config.backbone.name == "mlp" or config.backbone.norm != "batch" or brought,
         f"{where}.start=scratch needs {where}.options.norm other than running (there are no statistics yet), got running. Change one of them.",
     )
     told = f"{where}.views={section.views} average the features of pictures by one encoder for all tasks"

@@ -1,15 +1,15 @@
 """The command line of every entry point: flags, exit codes, one line for bad input. Imports no engine and no torch."""
 
 import inspect
-import itertools
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from components.contracts import InputError
-from flows import config
+from flows import config, databases, paths
 
 HELP = """python -m flows.retrain [group=choice | key=value ...]
 
@@ -19,7 +19,10 @@ Stages whose config, data and code are unchanged are not run again.
   --help        this text
   --cfg job     compose and check the config, print it, exit
   --dry-run     say which stages would run, why, and how long they took last time
-  --multirun    values separated by commas are a grid; the runs end side by side under one parent run
+  --multirun    values separated by commas are a grid; the runs end side by side under one parent run.
+                With trials=20, Optuna chooses so many points by validation tasks, from lists and from intervals:
+                trials=20 learner=protonet,ridge 'learner.fit.lr=tag(log,interval(1e-4,1e-2))'
+  reproduce=<run id>   repeat a finished pipeline from nothing: its data version, config and seed; exit code 1 where any metric differs
 """
 
 
@@ -33,6 +36,8 @@ def answer_early(arguments: Sequence[str]) -> None:
     """Answer what needs no engine and exit; return when the pipeline is to run."""
     flags, overrides = _split(arguments)
     try:
+        if not flags & {"--help", "--cfg"}:
+            paths.root()  # raises where there is none
         if "--help" in flags:
             print(HELP)
             print(config.options_help())
@@ -41,15 +46,28 @@ def answer_early(arguments: Sequence[str]) -> None:
         elif "--dry-run" in flags:
             _dry_run(overrides)
         elif "--multirun" in flags:
-            for point in grid(overrides):
+            from flows import search
+
+            for point in search.runs(overrides).samples():
                 config.load(point)
-            return
+            return _announce()
+        elif _repeats(overrides):
+            return _announce()
         else:
             config.load(overrides)
-            return
+            return _announce()
+        sys.stdout.flush()
     except InputError as error:
         fail(error)
+    except BrokenPipeError:  # who reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(0)
+
+
+def _announce() -> None:
+    """Say on a terminal that the input is right and the engine is coming: its import and its server take seconds."""
+    if sys.stderr.isatty():
+        print("config is right; starting Prefect", file=sys.stderr, flush=True)
 
 
 def _split(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
@@ -72,24 +90,12 @@ def _split(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
     return flags, overrides
 
 
-def grid(overrides: Sequence[str]) -> list[list[str]]:
-    """Return every combination of the overrides whose values are separated by commas outside brackets."""
-    choices = []
-    for override in overrides:
-        key, sign, value = override.partition("=")
-        choices.append([f"{key}{sign}{part}" for part in _commas(value)] if sign and key not in config.VERBATIM else [override])
-    return [list(point) for point in itertools.product(*choices)]
-
-
-def _commas(value: str) -> list[str]:
-    parts, depth = [""], 0
-    for char in value:
-        depth += (char in "[{(") - (char in "]})")
-        if char == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += char
-    return parts
+def _repeats(overrides: Sequence[str]) -> str | None:
+    """Return the id of the run that is to be repeated, None where none is. Raises InputError beside other overrides: they are that run's own."""
+    found = [o.partition("=")[2] for o in overrides if o.startswith("reproduce=")]
+    if found and len(overrides) > 1:
+        raise InputError(f"reproduce=<run id> stands alone, got {' '.join(overrides)!r}. Its overrides are those of the run.")
+    return found[0] if found else None
 
 
 def _dry_run(overrides: Sequence[str]) -> None:
@@ -117,6 +123,8 @@ def guarded(body: Callable[[], Any]) -> None:
         cause = _input_error(error)
         if cause is not None:
             fail(cause)
+        if databases.FULL in str(error):
+            fail(OSError(f"The disk of {paths.runs()} is full. Make room: the same command goes on from the last finished epoch"))
         if not isinstance(error, (FloatingPointError, OSError)):
             traceback.print_exc()
         fail(error)
@@ -166,26 +174,39 @@ def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:
     """Run the flow once, or once a point of the grid."""
     for name in ("prefect.flow_runs", "prefect.task_runs"):  # the ending is told once, by `guarded`
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    from flows import leftovers
+
+    leftovers.claim()
+    leftovers.reap()
     flags, overrides = _split(arguments)
-    if "--multirun" in flags:
+    if run_id := _repeats(overrides):
+        from flows.reproduce import reproduce
+
+        guarded(lambda: reproduce(run_id))
+    elif "--multirun" in flags:
         guarded(lambda: _multirun(retrain, overrides))
     else:
-        guarded(lambda: retrain(overrides))
+        guarded(lambda: retrain(overrides=overrides))
 
 
 def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
-    from flows import sweeps, tracking
+    from flows import search, sweeps, tracking
 
-    points = grid(overrides)
-    experiment = tracking.open_store(config.load(points[0]).registry.model)
+    points = search.runs(overrides)
+    experiment = tracking.open_store(config.load(points.samples()[0]).registry.model)
     done, failed = [], []
     with tracking.run(experiment, f"sweep of {len(points)}", {"stage": "sweep", "overrides": " ".join(overrides)}) as sweep:
         for number, point in enumerate(points, 1):
             print(f"sweep {number}/{len(points)}: {' '.join(point)}", file=sys.stderr, flush=True)
             try:
-                done.append(sweeps.Point(point, retrain(point, sweep=sweep)))
+                done.append(sweeps.Point(point, retrain(overrides=point, sweep=sweep)))
             except Exception as error:
                 failed.append(f"{' '.join(point)}: {error}")
+                points.tell(None)
+                continue
+            reached = float(done[-1].result["validation"])
+            points.tell(reached)
+            tracking.log_metrics(sweep, {"validation": reached}, number)
         if done:
             sweeps.publish(done, sweep)
     if failed:

@@ -5,11 +5,12 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -18,11 +19,19 @@ from pydantic import TypeAdapter, ValidationError
 from components.contracts import Config, InputError, require
 from components.domains.options import OPTIONS as DOMAIN_OPTIONS
 from components.learners.options import FAMILIES
+from flows import paths
 from flows.checks import check
 
 LEARNER_OPTIONS = {name: of.options for name, of in FAMILIES.items()}
-CONF = Path(__file__).resolve().parent.parent / "conf"
-VERBATIM = ("mirror", "data.pin", "evaluation.challenge", "domain.source.root", "domain.source.file")  # their values are paths, which may contain = and ,
+CONF = paths.HOUSE / "conf"
+VERBATIM = (
+    "mirror",
+    "data.pin",
+    "evaluation.challenge",
+    "domain.source.root",
+    "domain.source.file",
+    "backbone.start",
+)  # their values are paths, which may contain = and ,
 _lock = threading.Lock()  # Hydra composes through a global
 
 
@@ -33,20 +42,23 @@ def groups() -> dict[str, list[str]]:
 
 def load(overrides: Sequence[str] = ()) -> Config:
     """Compose and validate. Raises InputError with one line for anything that is not a listed group, choice, key or value."""
-    config = _typed(compose_plain(overrides))
-    check(config)
+    try:
+        config = _typed(compose_plain(overrides))
+        check(config)
+    except OSError as error:
+        raise InputError(f"A path must be one that can be asked for, got {error.strerror}: {str(error.filename)[:100]!r}. Correct it.") from error
     return config
 
 
 def compose_plain(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Compose the overrides into plain nested dicts."""
-    paths: dict[str, str] = {}
+    verbatim: dict[str, str] = {}
     passed = []
     for override in overrides:
         key, sign, value = override.partition("=")
         _check_override(override, key, sign, value)
         if key in VERBATIM:
-            paths[key] = value
+            verbatim[key] = value
         else:
             passed.append(override)
     with _lock:
@@ -54,7 +66,7 @@ def compose_plain(overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 composed = compose("config", overrides=passed)
-                for key, value in paths.items():
+                for key, value in verbatim.items():
                     OmegaConf.update(composed, key, None if value in ("", "null") else value)
                 plain: Any = OmegaConf.to_container(composed, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
@@ -63,6 +75,40 @@ def compose_plain(overrides: Sequence[str] = ()) -> dict[str, Any]:
             GlobalHydra.instance().clear()
     plain["mirror"] = plain["mirror"] or os.environ.get("FEWLOOP_MIRROR")
     return dict(plain)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The numbers from low to high, whole ones where both ends are `int`; on a logarithmic scale with `log`."""
+
+    low: float
+    high: float
+    log: bool
+
+
+Axis = tuple[str, list[str] | Interval]  # a key, and the values that a sweep gives it
+
+
+def axes(overrides: Sequence[str]) -> tuple[list[str], list[Axis]]:
+    """Return the overrides that are the same in every run of a sweep, and the axes of the others. Raises InputError for what Hydra cannot parse."""
+    fixed, varied = [], list[Axis]()
+    for override in overrides:
+        key, sign, _ = override.partition("=")
+        if key in VERBATIM or not sign:
+            fixed.append(override)
+            continue
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException as error:
+            raise InputError(f"{override!r} must be a value or a sweep in Hydra's grammar, got: {' '.join(str(error).split())}.") from error
+        found = parsed.value()
+        if isinstance(found, IntervalSweep) and found.start is not None and found.end is not None:
+            varied.append((key, Interval(found.start, found.end, "log" in found.tags)))
+        elif parsed.is_sweep_override():
+            varied.append((key, list(parsed.sweep_string_iterator())))
+        else:
+            fixed.append(override)
+    return fixed, varied
 
 
 def _check_override(override: str, key: str, sign: str, value: str) -> None:
@@ -83,7 +129,8 @@ def _typed(plain: dict[str, Any]) -> Config:
         parent = plain
         for name in where[:-1]:
             parent = parent[name]
-        kind = table.get(parent["name"])
+            require(isinstance(parent, dict), f"{name} must be a group of keys, got {parent!r}. Change its keys one by one, as in --cfg job.")
+        kind = table.get(str(parent["name"]))
         require(kind is not None, f"{'.'.join(where[:-1])}.name must be one of {', '.join(sorted(table))}, got {parent['name']!r}. Choose one of them.")
         assert kind is not None
         options = _to_section(kind, parent[where[-1]], ".".join(where))

@@ -6,7 +6,8 @@ from flows import cli
 
 HELP = """python -m flows.evaluate model=<uri> domain=<name> [key=value ...]
 
-Adapts the model to every test task of the domain, beside nearest neighbour in pixel space, and prints means with 95 % intervals.
+Adapts the model to every test task of the domain, beside nearest neighbour in the space of inputs (where tasks are environments, beside
+the model before it has played), and prints means with 95 % intervals.
   model    models:/<name>@<alias>, models:/<name>/<version>, or the folder of a learner
   others   any key of the config, such as evaluation.tasks=200, or evaluation.challenge=<folder> for one-shot runs
            in the challenge's format (see python -m flows.retrain --help)
@@ -28,7 +29,7 @@ def evaluate(*overrides: str, model: str) -> None:
     from components.domains.pool import open_pool
     from components.evaluation import evaluate as score
     from components.learners import store
-    from components.learners.reference import Nearest
+    from components.learners.reference import Nearest, WithoutSupport
     from components.tasksets import specs, write_tasksets
     from flows import paths
 
@@ -40,8 +41,9 @@ def evaluate(*overrides: str, model: str) -> None:
         spec["objective"] == config.domain.objective,
         f"The model predicts by {spec['objective']}, but domain {config.domain.name} asks for {config.domain.objective}. Choose another.",
     )
-    nearest = Nearest()
-    nearest.objective = learner.objective
+    beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learner))
+    other.objective = learner.objective
+    compared = {"model": learner, beside: other}
     require(
         spec["input_shape"] == shape, f"The model takes inputs {spec['input_shape']}, but domain {config.domain.name} has {shape}. Choose a model of that size."
     )
@@ -57,18 +59,19 @@ def evaluate(*overrides: str, model: str) -> None:
             tables = [s for s in specs(config.tasks, config.evaluation) if s.split == "test"]
             write_tasksets(tables, pool, config.seed, Path(work))
             e = config.evaluation
-            metrics = score({"model": learner, "nearest": nearest}, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work))
-            tracking.store().log_artifact(run_id, str(Path(work) / "scores-test.parquet"))
+            metrics = score(compared, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work), e.scores)
+            tracking.log_file(run_id, Path(work) / "scores-test.parquet")
             if e.challenge is not None:
                 runs = challenge.open_runs(e.challenge, pool, e.challenge_runs, Path(work))
-                metrics |= challenge.examine({"model": learner, "nearest": nearest}, runs, e.bootstrap, config.seed)
+                metrics |= challenge.examine(compared, runs, e.bootstrap, config.seed)
         tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
     for setting in e.settings:
-        cells = (f"{role} {scored(metrics, f'test/{setting}/{role}')}" for role in ("model", "nearest"))
-        print(f"{config.domain.name} {setting}: {'   '.join(cells)}   ({e.tasks} tasks, 95 % interval)")
+        for name in ("", *e.scores):
+            cells = (f"{role} {scored(metrics, f'test/{setting}/{role}', name=name)}" for role in compared)
+            print(f"{config.domain.name} {setting}{f' {name}' if name else ''}: {'   '.join(cells)}   ({e.tasks} tasks, 95 % interval)")
     for error, how in (("error", "independent decisions"), ("error_joint", "joint assignment, which knows that every class is asked for once")):
         if f"challenge/model/{error}" in metrics:
-            cells = (f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in ("model", "nearest"))
+            cells = (f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in compared)
             print(f"challenge error, percent, {how}: {'   '.join(cells)}   ({int(metrics['challenge/runs'])} runs, 95 % interval)")
     if met:
         print(f"{len(met)} of the test classes were training classes of this model: these scores are not those of new classes")

@@ -4,7 +4,8 @@ from typing import Any
 
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from components.contracts import OBJECTIVE_SCORES, StageRef
+from components.contracts import StageRef
+from components.scores import OBJECTIVE_SCORES
 from flows import artifacts, stages
 from flows.caching import Key, lookup
 from flows.plan import student_rows
@@ -30,11 +31,13 @@ def side_by_side(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: S
         for name, (teachers, lesson) in lessons.items()
     ]
     if kind == "sequential" or not calls:
-        plain = [stages.distill(**call) for call in calls]
+        for call in calls:
+            stages.distill(**call)
     else:
         with runner(kind, min(len(calls), 2)) as workers:
-            plain = [future.result() for future in [workers.submit(stages.distill, parameters=call) for call in calls]]
-    return [artifacts.link(line, stages.as_ref(p, before[name])) for p, name in zip(plain, lessons, strict=True)]
+            for future in [workers.submit(stages.distill, parameters=call) for call in calls]:
+                future.result()
+    return [artifacts.link(line, stages.as_ref(plan[name], before[name])) for name in lessons]
 
 
 def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: StageRef, teachers: list[str]) -> tuple[list[StageRef], list[StageRef], str]:

@@ -1,14 +1,35 @@
-"""Where things lie: the project's root, found from this file or given by FEWLOOP_ROOT, never from the current directory."""
+"""Where things lie: the code, what is told about it (conf/, prefect.yaml), and the project's root; never found from the current directory."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-CODE = Path(__file__).resolve().parent.parent
+CODE = Path(__file__).resolve().parent.parent  # of flows/ and components/
+TOLD = "conf/config.yaml"
+
+
+def _house() -> Path:
+    if (CODE / TOLD).exists():
+        return CODE
+    from importlib import metadata
+
+    places = (Path(str(file.locate())).resolve() for file in metadata.files("fewloop") or () if file.as_posix().endswith(f"share/fewloop/{TOLD}"))
+    return next((place.parent.parent for place in places), CODE)
+
+
+HOUSE = _house()  # of conf/, prefect.yaml, automations.yaml, constraints.txt: the checkout, or where an installation put them
 
 
 def root() -> Path:
-    """Return the folder that holds data.dvc, data/ and mlruns/."""
-    return Path(os.environ.get("FEWLOOP_ROOT") or CODE).resolve()
+    """Return the folder that holds data.dvc, data/ and mlruns/: FEWLOOP_ROOT, or the checkout. Raises InputError where there is neither."""
+    given = os.environ.get("FEWLOOP_ROOT")
+    if not given and HOUSE != CODE:
+        from components.contracts import InputError
+
+        told = "FEWLOOP_ROOT must name the folder of data, runs and pin, since fewloop is installed and not a checkout; got nothing"
+        raise InputError(f"{told}. Set it: FEWLOOP_ROOT=<folder, a git repository of yours>.")
+    return Path(given or CODE).resolve()
 
 
 def data() -> Path:
@@ -16,8 +37,29 @@ def data() -> Path:
 
 
 def runs() -> Path:
-    return root() / "mlruns"
+    return Path(os.environ.get("FEWLOOP_RUNS") or root() / "mlruns")
+
+
+def writable() -> None:
+    """Make the folder of runs. Raises InputError where nothing can be written there."""
+    from components.contracts import InputError
+
+    try:
+        runs().mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(runs(), os.W_OK) else "a folder that may only be read"
+    except OSError as error:
+        reason = str(error)
+    if reason:
+        raise InputError(f"{runs()} must be writable, got {reason}. Change that, or set FEWLOOP_ROOT or FEWLOOP_RUNS to another folder.")
 
 
 def stages() -> Path:
     return runs() / "stages"
+
+
+@contextmanager
+def into_place(target: Path) -> Iterator[Path]:
+    """Give the name of a file or folder beside `target`, which is renamed into its place once it is written."""
+    partial = target.with_name(f".{target.name}.partial")
+    yield partial
+    os.replace(partial, target)

@@ -4,21 +4,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.contracts import Config
+from components.contracts import BackboneSection, Config
 from components.learners.options import BASES, family
-from components.plain import fingerprint, to_plain
-from flows.caching import Key, code_digest, file_digests, lookup, why
+from components.manifest import file_digests
+from components.plain import fingerprint, narrow, to_plain
+from flows.caching import Key, code_digest, lookup, why
 
 TRAINING = "components.training"
 
 
 @dataclass(frozen=True)
 class Outside:
-    """Models that the config names or that the registry holds: local folder and fingerprint. Empty where there is none."""
+    """Models that the config names or that the registry holds: local folder and fingerprint. Empty where there is none.
+
+    `backbone`: the digest of the weights that the backbone begins from. `started`: the version behind the start, `models:/<name>/<version>`.
+    """
 
     start: tuple[str, str] | None = None
     teachers: dict[str, tuple[str, str]] = field(default_factory=dict)  # by the name that the config gives them
     champion: tuple[str, str] | None = None
+    backbone: str | None = None
+    started: str | None = None
 
 
 def _family(name: str) -> str:
@@ -49,6 +55,7 @@ class _Drawing:
         self.common = {"objective": config.domain.objective, "seed": config.seed, "precision": config.trainer.precision, "augment": augment}
         self.turned = {"turns": config.tasks.turns} if config.tasks.turns > 1 else {}
         self.theta = f"components.learners.{BASES[config.domain.objective][0]}"
+        self.backbone = narrow(config.backbone, BackboneSection)
         self.families = (_family(config.learner.name), _family(config.student.learner.name))
 
     def add(self, name: str, stage: str, section: dict[str, Any], upstream: dict[str, str], *modules: str) -> None:
@@ -70,19 +77,21 @@ class _Drawing:
 
     def extraction(self) -> None:
         config = self.config
-        self.add("base", "base", {"backbone": config.backbone, "base": config.base, **self.common}, self.learned(), TRAINING, self.theta)
-        start = {"scratch": {}, "pretrained": self.of("base")}.get(config.learner.start)
+        weights = {"backbone": self.outside.backbone} if self.outside.backbone else {}
+        architecture = {"backbone": self.backbone} | ({"frozen": True} if config.backbone.frozen else {})
+        self.add("base", "base", {"base": config.base, **architecture, **self.common}, self.learned() | weights, TRAINING, self.theta)
+        start = {"scratch": weights, "pretrained": self.of("base")}.get(config.learner.start)
         if start is None:
             assert self.outside.start is not None
             start = {"start": self.outside.start[1]}
         section = {name: value for name, value in to_plain(config.learner).items() if name != "checkpoint_inner"}  # where memory goes, not what comes out
-        section = {"backbone": config.backbone, "learner": section, **self.turned, **self.common}
+        section = {"learner": section, **architecture, **self.turned, **self.common}
         self.add("teacher", "teacher", section, self.learned() | start, TRAINING, self.families[0])
 
     def _student(self, index: int, **more: Any) -> dict[str, Any]:
         """Return the section of a student of one row of widths."""
         kept = {name: value for name, value in to_plain(self.config.student).items() if name in ("learner", "pool", "head", "same_start", "recipe")}
-        return kept | self.turned | self.common | {"backbone": self.config.student.backbone(index, self.config.backbone)} | more
+        return kept | self.turned | self.common | {"backbone": narrow(self.config.student.backbone(index, self.backbone), BackboneSection)} | more
 
     def recipes(self) -> dict[str, str]:
         """Return the trials of competing recipes, which decide by what recipe students learn."""
@@ -117,7 +126,7 @@ class _Drawing:
         if config.evaluation.challenge not in (None, "lookalike"):  # what the folder holds counts, not where it lies
             judged |= {"challenge": fingerprint(file_digests(Path(str(examined.pop("challenge")))))}
         modules = ("components.examination", "components.learners.fused", "components.learners.views", *self.families)
-        self.add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": config.backbone}, judged, *modules)
+        self.add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": self.backbone}, judged, *modules)
 
 
 def fused_of(config: Config, students: list[str]) -> list[str]:

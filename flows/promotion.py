@@ -1,5 +1,6 @@
 """Promotion: the pipeline's learner becomes challenger, and champion when there is none or when it has earned it on the gate split."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from filelock import FileLock
 from prefect import task
 
-from components.contracts import SCORES, StageRef
+from components.contracts import RegistrySection, StageRef
+from components.scores import SCORES
 from flows import paths, tracking
 from flows.plan import Outside
 from flows.stages import Pipeline
@@ -43,9 +45,27 @@ def judge(metrics: dict[str, float], champion: bool, met: int, margin: float) ->
     return mean - half > margin, shown + (": better by it" if mean - half > margin else ": not better by it")
 
 
-@task(name="promote")
+def rails(metrics: dict[str, float], ours: str, limits: RegistrySection) -> list[str]:
+    """Return every guard rail that the learner `ours` runs into, in words; none where it keeps within them all."""
+    found = []
+    for name, most in (("parameters", limits.max_parameters), ("flops", limits.max_flops)):
+        if most is not None and metrics[f"{ours}/{name}"] > most:
+            found.append(f"{metrics[f'{ours}/{name}']:,.0f} {name} exceed registry.max_{name}={most:,.0f}")
+    for key, before in metrics.items():
+        if key.startswith("gate/") and key.endswith("/champion/ece") and limits.max_ece_rise is not None:
+            setting, now = key.split("/")[1], metrics[key.replace("/champion/", f"/{ours}/")]
+            if now - before > limits.max_ece_rise:
+                found.append(
+                    f"ECE on the gate split, {setting}, {now:.3f} exceeds the champion's {before:.3f} by more than registry.max_ece_rise={limits.max_ece_rise}"
+                )
+    return found
+
+
+@task(name="promote", task_run_name="promote")
 def promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
     """evaluation -> registry alias. Registers a learner once; running it again decides nothing new."""
+    tracking.settle()
+    ours = dataclasses.replace(ours, run_id=tracking.known(ours.run_id))
     with FileLock(paths.runs() / f"promote-{line.config.registry.model}.lock"):  # two pipelines register and decide one after the other
         return _promote(line, pool, ours, evaluation, outside)
 
@@ -57,11 +77,18 @@ def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef,
         champion = tracking.alias(model, "champion")
         holds = champion is not None and champion.version == known.version
         return Decision(model, str(known.version), holds, f"decided before: {known.tags['decision']}")
-    tags = {"fingerprint": ours.fingerprint, "data.md5": line.tags["data.md5"], "retrain.run_id": line.run_id, "evaluation": evaluation.fingerprint}
+    tags = {"fingerprint": ours.fingerprint, "digest": ours.digest, "data.md5": line.tags["data.md5"]}
+    tags |= {"retrain.run_id": line.run_id, "evaluation": evaluation.fingerprint}
+    tags |= {"started": outside.started} if outside.started else {}
     version = str(known.version) if known is not None else tracking.register(ours.run_id, model, ours.path, pool.path, tags)
     store.set_registered_model_alias(model, "challenger", version)
     met = _met(outside.champion[0], pool) if outside.champion else 0
     wins, reason = judge(evaluation.metrics, outside.champion is not None, met, line.config.registry.margin)
+    refused = rails(evaluation.metrics, ours.name, line.config.registry)
+    if refused:
+        wins, reason = False, f"{reason}; refused: {'; '.join(refused)}"
+        for set_tag, where in ((store.set_model_version_tag, (model, version)), (store.set_tag, (line.run_id,))):
+            set_tag(*where, "refused", "; ".join(refused))
     if wins:
         store.set_registered_model_alias(model, "champion", version)
     store.set_model_version_tag(model, version, "incumbent", outside.champion[1] if outside.champion else "none")

@@ -1,11 +1,13 @@
-"""Models that come from outside a pipeline: those that the config names, and the present champion."""
+"""What comes from outside a pipeline: models and weights that the config names, and the present champion."""
 
 import dataclasses
+import json
 
 from components.contracts import Config
+from components.manifest import file_digest
 from components.plain import fingerprint
 from flows import tracking
-from flows.caching import Key, file_digest
+from flows.caching import Key
 from flows.plan import Outside, contender, keys
 
 
@@ -13,15 +15,42 @@ def planned(config: Config, pool: str) -> tuple[dict[str, Key], Outside]:
     """Return the plan and the models from outside that it uses."""
     outside = resolve(config)
     plan = keys(config, pool, outside)
+    before = _start_of(outside.started) if config.learner.start == f"models:/{config.registry.model}@champion" else None
+    if before is not None:  # the champion may be what this very run made, from the champion before it
+        earlier = _started(outside, before)
+        repeated = keys(config, pool, earlier)
+        if outside.champion is not None and repeated[contender(repeated)].fingerprint == outside.champion[1]:
+            outside, plan = earlier, repeated
     outside = opponent(config.registry.model, outside, plan[contender(plan)].fingerprint)
     return keys(config, pool, outside), outside
 
 
 def resolve(config: Config) -> Outside:
-    """Fetch the models that the config names and find the champion. Raises InputError where one is missing."""
-    start = _model(config.learner.start) if config.learner.start.startswith("models:/") else None
+    """Fetch the models and weights that the config names and find the champion. Raises InputError where one is missing."""
     teachers = {name: _model(name) for name in config.student.teachers() if name.startswith("models:/")}
-    return Outside(start, teachers, incumbent(config.registry.model))
+    backbone = None
+    if config.backbone.start is not None:
+        from components import backbones
+
+        backbone = backbones.digest(config.backbone.start)
+    outside = Outside(None, teachers, incumbent(config.registry.model), backbone)
+    return _started(outside, config.learner.start) if config.learner.start.startswith("models:/") else outside
+
+
+def _started(outside: Outside, reference: str) -> Outside:
+    """Return `outside` with the model that a teacher starts from. Raises InputError where it has no single network to start from."""
+    version = tracking.version_of(reference)
+    folder = tracking.model_folder(reference)
+    spec = json.loads((folder / "learner.json").read_text())["spec"]
+    if spec.get("member", spec)["name"] == "fused":  # several networks, none of the teacher's size: the teacher that taught them stands for them
+        folder = tracking.teacher_folder(version)
+    learned = {name: file_digest(folder / name) for name in ("learner.json", "learner.safetensors")}
+    return dataclasses.replace(outside, start=(str(folder), fingerprint(learned)), started=f"models:/{version.name}/{version.version}")
+
+
+def _start_of(reference: str | None) -> str | None:
+    """Return the version that the teacher of a version started from, None where it started from none."""
+    return tracking.version_of(reference).tags.get("started") if reference else None
 
 
 def incumbent(model: str) -> tuple[str, str] | None:

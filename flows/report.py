@@ -1,5 +1,6 @@
 """The table in the terminal and Prefect's artifacts."""
 
+import os
 import sys
 from typing import Any
 
@@ -8,7 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from components.contracts import SCORES, StageRef
+from components.contracts import CELLS, StageRef
+from components.scores import SCORES
+from flows import databases, tracking
 from flows.artifacts import REFERENCES, markdown
 from flows.promotion import Decision
 from flows.stages import Pipeline
@@ -20,12 +23,16 @@ def score_name(metrics: dict[str, float], where: str) -> str:
     return next(name for name in SCORES if f"{where}/{name}" in metrics)
 
 
-def scored(metrics: dict[str, float], where: str, sign: str = "") -> str:
-    """Return `mean ± half-width` of the score under `where`, in percent where it is a share."""
-    name = score_name(metrics, where)
+def scored(metrics: dict[str, float], where: str, sign: str = "", name: str = "", shorter: int = 0) -> str:
+    """Return `mean ± half-width` of the score `name`, or of the objective's own, under `where`, in percent where it is a share.
+
+    It has the digits that the score is shown with, `shorter` ones fewer.
+    """
+    name = name or score_name(metrics, where)
     shown = SCORES[name]
     mean, half = (shown.factor * metrics[f"{where}/{name}{end}"] for end in ("", "_ci95"))
-    return f"{mean:{sign}.{shown.digits}f} ± {half:.{shown.digits}f}"
+    digits = shown.digits - shorter
+    return f"{mean:{sign}.{digits}f} ± {half:.{digits}f}"
 
 
 def roles(metrics: dict[str, float]) -> list[str]:
@@ -36,6 +43,25 @@ def roles(metrics: dict[str, float]) -> list[str]:
 def compared(metrics: dict[str, float]) -> list[str]:
     """Return the labels of the paired differences that an evaluation reports."""
     return sorted({name.split("/")[2] for name in metrics if name.startswith("test/") and "-minus-" in name and name.count("/") == 3})
+
+
+def further(evaluation: StageRef, places: list[str], name: str) -> list[list[str]]:
+    """Return the rows of one score in places such as `test/5w1s`: learners first, then the paired differences."""
+    m, told = evaluation.metrics, [(role, "") for role in roles(evaluation.metrics)] + [(label, "+") for label in compared(evaluation.metrics)]
+    there = [(role, sign) for role, sign in told if f"{places[0]}/{role}/{name}" in m]
+    return [[role.replace("-minus-", " - "), *(scored(m, f"{place}/{role}", sign, name) for place in places)] for role, sign in there]
+
+
+def celled(metrics: dict[str, float]) -> list[str]:
+    """Return the cells of a cold start that an evaluation measured."""
+    return [cell for cell in CELLS if any(name.startswith(f"{cell}/") for name in metrics)]
+
+
+def cells(evaluation: StageRef, settings: list[str], scores: list[str]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return title, header and rows of the tables of a cold start, one a score and setting: a cell, users-items, a column."""
+    m, found = evaluation.metrics, celled(evaluation.metrics)
+    asked = [(name, s) for name in (score_name(m, f"test/{settings[0]}/base"), *scores) for s in settings if found]
+    return [(f"{name}, {s}, users-items", ["", *found], further(evaluation, [f"{cell}/{s}" for cell in found], name)) for name, s in asked]
 
 
 def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -73,6 +99,11 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     console = Console() if sys.stdout.isatty() else Console(width=200)  # a log has no width of its own
     title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks"
     console.print(framed(title, header, body), framed("paired differences", ["difference", *settings], gaps))
+    for name in line.config.evaluation.scores:
+        console.print(framed(name, ["", *settings], further(evaluation, [f"test/{s}" for s in settings], name)))
+    cold = cells(evaluation, settings, list(line.config.evaluation.scores))
+    for one in cold:
+        console.print(framed(*one))
     ran = [f"{r.name} ({r.seconds:.0f} s)" for r in refs if not r.cached]
     cached = [r.name for r in refs if r.cached]
     console.print(f"data: {pool.domain} {pool.md5} ({pool.how})", highlight=False, soft_wrap=True)
@@ -81,7 +112,12 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     console.print(f"{decision.model} version {decision.version} {fate}: {decision.reason}", highlight=False, soft_wrap=True)
     console.print("next: make ui | python -m flows.adapt --help | python -m flows.evaluate --help", highlight=False, soft_wrap=True)
     gate = f"**Promotion:** {decision.model} version {decision.version} {fate}: {decision.reason}"
-    create_markdown_artifact("\n".join([f"# {title}", "", markdown(header, body), gate, "", f"MLflow run `{line.run_id}`"]), key="result", description=title)
+    shown = [f"## {name}\n\n{markdown(head, found)}" for name, head, found in cold]
+    there = f"[MLflow run]({server()}/#/experiments/{line.experiment}/runs/{line.run_id}?workflowType=machine_learning), `{line.run_id}`"
+    text = [f"# {title}", "", markdown(header, body), gate, "", *shown, there]
+    create_markdown_artifact("\n".join(text), key="result", description=title)
+    if shown:
+        tracking.log_text(line.run_id, "\n".join(shown), "cells.md")
     return {
         "run_id": line.run_id,
         "version": decision.version,
@@ -89,6 +125,12 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
         "reason": decision.reason,
         "ran": [r.name for r in refs if not r.cached],
     }
+
+
+def server() -> str:
+    """Return where MLflow's pages are, or will be: its own server, else the one of `make ui` and `make serve-flows`."""
+    given = tracking.uri()
+    return databases.shown(given) if given.startswith("http") else f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
 
 
 def framed(title: str, header: list[str], body: list[list[str]]) -> Table:

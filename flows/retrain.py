@@ -1,7 +1,7 @@
 """The pipeline: `python -m flows.retrain [group=choice | key=value ...]`, and the flow that deployments run."""
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 from flows import cli
 
@@ -9,67 +9,105 @@ if __name__ == "__main__":
     cli.answer_early(sys.argv[1:])  # --help, --cfg, --dry-run and bad input end here, before the engine is imported
 
 from prefect import flow, runtime
+from pydantic import Field
 
-from components.contracts import StageRef
-from flows import artifacts, promotion, registry, report, stages, tracking
+from components.contracts import InputError, StageRef
+from components.scores import OBJECTIVE_SCORES
+from flows import artifacts, cards, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
 from flows.caching import lookup
-from flows.config import load
+from flows.checks import check_pool
+from flows.config import groups, load
 from flows.fanout import distilled
 from flows.plan import contender
+from flows.turns import turn
 from flows.versions import pin_data
+
+
+def choices(group: str) -> Any:
+    """Return the type of a parameter that Prefect's form shows as a list of a config group's choices; empty is the default one."""
+    return Annotated[str, Field(json_schema_extra={"enum": ["", *groups()[group]]})]
+
+
+def asked(preset: list[str] | None, experiment: str, learner: str, seed: int | None, overrides: list[str] | None) -> list[str]:
+    """Return all that was asked for as overrides, the later one the stronger."""
+    chosen = {"experiment": experiment, "learner": learner, "seed": "" if seed is None else str(seed)}
+    return [*(preset or []), *(f"{key}={value}" for key, value in chosen.items() if value), *(overrides or [])]
 
 
 def _name() -> str:
     given = runtime.flow_run.parameters
-    config = load([*(given.get("preset") or []), *(given.get("overrides") or [])])
+    try:
+        config = load(asked(given.get("preset"), given.get("experiment", ""), given.get("learner", ""), given.get("seed"), given.get("overrides")))
+    except InputError:  # the flow itself says what is wrong: without a name it would crash without a word
+        return "retrain"
     return f"{config.registry.model}-seed{config.seed}-{config.experiment}"
 
 
 @flow(name="retrain", flow_run_name=_name, persist_result=False)
-def retrain(overrides: list[str] | None = None, preset: list[str] | None = None, sweep: str | None = None) -> dict[str, Any]:
+def retrain(
+    experiment: choices("experiment") = "",  # type: ignore[valid-type]
+    learner: choices("learner") = "",  # type: ignore[valid-type]
+    seed: int | None = None,
+    overrides: list[str] | None = None,
+    preset: list[str] | None = None,
+    sweep: str | None = None,
+) -> dict[str, Any]:
     """Retrain on the current data and promote the result if it has earned it.
 
     Args:
-        overrides: config choices and values, such as ["learner=maml", "seed=1"]; empty for the default experiment.
-        preset: choices that come before the overrides; a deployment's own.
-        sweep: id of the MLflow run to file this pipeline under; set by --multirun.
+        experiment: A whole set of values for one domain; empty for the default experiment, or for the deployment's own.
+        learner: How the teacher learns; empty for the experiment's own.
+        seed: Of task sets, weights and training; empty for the experiment's own.
+        overrides: Further config choices and values, one an entry, such as tasks.way=20 or student.count=0; python -m flows.retrain --help lists them.
+        preset: Choices that come before all others; a deployment's own.
+        sweep: Id of the MLflow run to file this pipeline under; set by --multirun.
     """
-    overrides = [*(preset or []), *(overrides or [])]
+    overrides = asked(preset, experiment, learner, seed, overrides)
     config = load(overrides)
-    experiment = tracking.open_store(config.registry.model)
+    leftovers.claim()
+    folder = tracking.open_store(config.registry.model)  # MLflow's experiment
+    leftovers.bury(tracking.store(), folder)
     tags = stages.environment_tags(runtime.flow_run.id) | {"stage": "retrain", "overrides": " ".join(overrides)}
-    with tracking.run(experiment, f"{config.experiment}-seed{config.seed}", tags, sweep) as run_id:
+    tags |= {"mlflow.source.name": f"flows.retrain {tags['overrides']}".strip(), "mlflow.source.type": "LOCAL"}
+    with turn(config.domain.name), tracking.run(folder, f"{config.experiment}-seed{config.seed}", tags, sweep) as run_id:
         pool = pin_data(config.domain, config.data.pin, config.data.write_pin, config.mirror)
+        check_pool(config, pool.path)
         plan, outside = registry.planned(config, pool.md5)
-        line = stages.Pipeline(config, experiment, run_id, tags | {"data.md5": pool.data_md5})
+        line = stages.Pipeline(config, folder, run_id, tags | {"data.md5": pool.data_md5})
         artifacts.open_parent(line, pool)
 
         def done(task: Any, name: str, *inputs: Any) -> StageRef:
             before = lookup(plan[name]) is not None
-            return artifacts.link(line, stages.as_ref(task(plan[name], line, pool, *inputs), before))
+            task(plan[name], line, pool, *inputs)
+            return artifacts.link(line, stages.as_ref(plan[name], before))
 
-        tasksets = done(stages.make_tasksets, "tasksets")
-        final = done(stages.make_tasksets, "tasksets-final")
-        base = done(stages.pretrain, "base", tasksets)
-        start = {"scratch": None, "pretrained": base.path}.get(config.learner.start, outside.start and outside.start[0])
-        teacher = done(stages.meta_train, "teacher", tasksets, start)
-        made = {"base": base, "teacher": teacher}
-        teachers = [made[name].path if name in made else outside.teachers[name][0] for name in config.student.teachers()]
-        students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
-        joined = [ref for kind in config.fusion.members for ref in (students if kind == "students" else [made[kind]])]
-        fused = [done(stages.fuse, "fused", tasksets, joined)] if students else []
-        if students and config.fusion.again:
-            again = stages.Lesson(0, config.seed, config.student.learner.fit.steps, recipe)
-            fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))
-        models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
-        measured = models | {ref.name: ref for ref in tried if config.evaluation.ablation}
-        evaluation = done(stages.evaluate, "evaluation", final, measured, outside.champion and outside.champion[0])
+        with terminal.shown(plan):
+            tasksets = done(stages.make_tasksets, "tasksets")
+            final = done(stages.make_tasksets, "tasksets-final")
+            base = done(stages.pretrain, "base", tasksets)
+            start = {"scratch": None, "pretrained": base.path}.get(config.learner.start, outside.start and outside.start[0])
+            teacher = done(stages.meta_train, "teacher", tasksets, start)
+            made = {"base": base, "teacher": teacher}
+            teachers = [made[name].path if name in made else outside.teachers[name][0] for name in config.student.teachers()]
+            students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
+            joined = [ref for kind in config.fusion.members for ref in (students if kind == "students" else [made[kind]])]
+            fused = [done(stages.fuse, "fused", tasksets, joined)] if students else []
+            if students and config.fusion.again:
+                again = stages.Lesson(0, config.seed, config.student.learner.fit.steps, recipe)
+                fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))
+            models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
+            measured = models | {ref.name: ref for ref in tried if config.evaluation.ablation}
+            evaluation = done(stages.evaluate, "evaluation", final, measured, outside.champion and outside.champion[0])
         ours = models[contender(plan)]
         artifacts.headline(line, models, ours.name, evaluation)
-        artifacts.trade_off(line, evaluation)
+        gallery.trade_off(line, evaluation)
+        gallery.draw(line, models, ours, evaluation, final, pool)
         decision = promotion.promote(line, pool, ours, evaluation, outside)
+        cards.write(line, pool, ours, models, evaluation, decision)
+        runlist.summarise(line, ours, evaluation, decision)
         told = report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)
-        return told | {"judged": ours.name, "seconds": ours.seconds, "evaluation": evaluation.path, "metrics": evaluation.metrics}
+        reached = ours.metrics[f"val/{OBJECTIVE_SCORES[config.domain.objective]}"]
+        return told | {"judged": ours.name, "validation": reached, "seconds": ours.seconds, "evaluation": evaluation.path, "metrics": evaluation.metrics}
 
 
 if __name__ == "__main__":

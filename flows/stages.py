@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-import sys
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,14 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
+from prefect.settings import get_current_settings
 
-from components.contracts import SCORES, Config, FitJob, FitSection, StageRef
-from components.plain import from_plain, to_plain
-from flows import caching, paths, tracking
+from components.contracts import Config, FitSection, StageRef
+from components.job import FitJob, Watch
+from components.manifest import file_digest
+from components.plain import to_plain
+from components.scores import SCORES
+from flows import caching, paths, progress, terminal, tracking
 from flows.caching import Key, Slot
 from flows.versions import Pinned
 
@@ -47,7 +51,7 @@ class OutputPolicy(CachePolicy):
     """Prefect's cache key is the stage's fingerprint, and a hit counts only if the output is there and intact."""
 
     def compute_key(self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **_: Any) -> str | None:
-        return caching.record_key(inputs["key"], records())
+        return caching.record_key(inputs["key"], records(), get_current_settings().results.local_storage_path)
 
 
 def records() -> Path:
@@ -65,7 +69,7 @@ def perform(key: Key, pipeline: Pipeline, inputs: Iterable[tuple[str, str, str]]
     with caching.writing(key) as slot:
         if slot.finished is not None:
             return dict(to_plain(slot.finished))
-        print(f"{key.name}: running ({caching.why(key)[0]})", file=sys.stderr, flush=True)
+        terminal.view().begin(key.name, caching.why(key)[0])
         tags = {**pipeline.tags, "stage": key.stage, "fingerprint": key.fingerprint, **{k: v for k, v in (more or {}).items() if v}}
         with tracking.run(pipeline.experiment, key.name, tags, pipeline.run_id) as run_id:
             started = time.monotonic()
@@ -90,9 +94,9 @@ def make_tasksets(key: Key, pipeline: Pipeline, pool: Pinned) -> dict[str, Any]:
         from components.tasksets import specs, write_tasksets
 
         config = pipeline.config
-        wanted = ("train", "val") if key.name == "tasksets" else ("gate", "test")
-        tables = [s for s in specs(config.tasks, config.evaluation) if s.split in wanted]
         opened = open_pool(pool.path)
+        wanted = ("train", "val") if key.name == "tasksets" else ("gate", "test", *opened.cells)
+        tables = [s for s in specs(config.tasks, config.evaluation, opened.cells) if s.split in wanted]
         more = max(r.teacher_shots for r in (config.student.recipe, *config.student.recipes().values()))
         if config.student.count and more:  # a lesson that no class can fill is told before anything is trained
             check_shots(opened, config.tasks.shot, config.tasks.query, more)
@@ -108,11 +112,9 @@ def pretrain(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef) -> 
     config = pipeline.config
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
-        from components.launch import fit
+        return _fit(_job("base", slot, pipeline, pool, tasksets, config.base.fit, backbone=config.backbone, base=config.base), log, key.name)
 
-        return fit(_job("base", slot, pipeline, pool, tasksets, config.base.fit, backbone=config.backbone, base=config.base), log, key.name)
-
-    return perform(key, pipeline, _inputs(pool, tasksets), work)
+    return perform(key, pipeline, _inputs(pool, tasksets) + _weights(key, config), work)
 
 
 @stage("meta_train")
@@ -121,15 +123,13 @@ def meta_train(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, s
     config = pipeline.config
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
-        from components.launch import fit
+        section, backbone = config.learner, config.backbone
+        if section.start != "scratch":  # what it starts from brings its own weights
+            backbone = dataclasses.replace(backbone, start=None)
+        job = _job("meta", slot, pipeline, pool, tasksets, section.fit, backbone=backbone, learner=section, start=start, tasks_per_step=section.tasks_per_step)
+        return _fit(job, log, key.name)
 
-        section = config.learner
-        job = _job(
-            "meta", slot, pipeline, pool, tasksets, section.fit, backbone=config.backbone, learner=section, start=start, tasks_per_step=section.tasks_per_step
-        )
-        return fit(job, log, key.name)
-
-    return perform(key, pipeline, _inputs(pool, tasksets), work)
+    return perform(key, pipeline, _inputs(pool, tasksets) + _weights(key, config), work)
 
 
 @stage("distill")
@@ -138,8 +138,6 @@ def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teac
     config = pipeline.config
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
-        from components.launch import fit
-
         section = config.student
         job = _job(
             "distill",
@@ -156,7 +154,7 @@ def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teac
             initial_seed=config.seed if section.same_start else lesson.seed,
             tasks_per_step=section.learner.tasks_per_step,
         )
-        return fit(job, log, key.name)
+        return _fit(job, log, key.name)
 
     return perform(key, pipeline, _inputs(pool, tasksets), work, {"recipe": lesson.recipe})
 
@@ -169,7 +167,6 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members
     def work(slot: Slot, log: Log) -> dict[str, float]:
         from components import fusion
         from components.domains.pool import open_pool
-        from components.launch import fit
 
         own, opened, trained = [s.path for s in members], open_pool(pool.path), None
         weights = fusion.weigh(own, opened, tasksets.path)
@@ -182,13 +179,13 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members
                 pool,
                 tasksets,
                 config.fusion.fit,
-                backbone=config.backbone,
+                backbone=dataclasses.replace(config.backbone, start=None, frozen=False),  # members bring their own
                 members=tuple(own),
                 weights=tuple(weights),
                 tasks_per_step=config.fusion.tasks_per_step,
                 out=trained,
             )
-            fit(job, log, "fused (joint)")
+            _fit(job, log, key.name)
         return fusion.save_best(fusion.fuse(own, weights, config.fusion, config.domain.augment, opened, tasksets.path, trained), slot.partial, own[0])
 
     return perform(key, pipeline, _inputs(pool, tasksets), work)
@@ -210,7 +207,11 @@ def evaluate(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, mod
         objective = OBJECTIVES[config.domain.objective]
         best = best_by_validation([ref for name, ref in models.items() if name.startswith("student-")], objective.score_name)
         leader, e = best.name if best else None, config.evaluation
-        return examine(paths_, leader, config.backbone, e, config.trainer.threads, config.seed, pool.path, tasksets.path, slot.partial)
+
+        def watch(share: float, told: str) -> None:
+            terminal.view().at(key.name, share, told)
+
+        return examine(paths_, leader, config.backbone, e, config.trainer.threads, config.seed, pool.path, tasksets.path, slot.partial, watch)
 
     return perform(key, pipeline, [(pool.domain, pool.md5, pool.path), ("tasksets-final", tasksets.fingerprint, tasksets.path)], work)
 
@@ -221,8 +222,38 @@ def best_by_validation(refs: Sequence[StageRef], score: str) -> StageRef | None:
     return max(refs, key=lambda ref: (sign * ref.metrics[f"val/{score}"], -ref.metrics["val/loss"]), default=None)
 
 
+class Told(Watch):
+    """Tell the terminal of every step, MLflow and Prefect of every epoch."""
+
+    def __init__(self, name: str, fit: FitSection, log: Log) -> None:
+        self.name, self.fit, self.log = name, fit, log
+        self.started, self.reached = time.monotonic(), progress.bar(name, fit.steps)
+
+    def step(self, step: int) -> None:
+        terminal.view().at(self.name, step / self.fit.steps)
+
+    def epoch(self, step: int, metrics: dict[str, float], again: bool) -> None:
+        self.log(step, metrics)
+        self.reached(step)
+        number, epochs = step // self.fit.epoch_steps, self.fit.steps // self.fit.epoch_steps
+        terminal.view().epoch(self.name, number, epochs, metrics, time.monotonic() - self.started, again)
+
+
+def _fit(job: FitJob, log: Log, name: str) -> dict[str, float]:
+    from components.launch import fit
+
+    if job.trainer.nodes > 1:
+        terminal.say(f"{name}: waiting for {job.trainer.nodes - 1} more of {job.trainer.nodes} machines: python -m flows.join rank=1")
+    return fit(job, Told(name, job.fit, log), name)
+
+
 def _inputs(pool: Pinned, tasksets: StageRef) -> list[tuple[str, str, str]]:
     return [(pool.domain, pool.md5, pool.path), ("tasksets", tasksets.fingerprint, tasksets.path)]
+
+
+def _weights(key: Key, config: Config) -> list[tuple[str, str, str]]:
+    """Return the weights that the user brought as an input of the stage, where it begins from them."""
+    return [("backbone", key.upstream["backbone"], str(config.backbone.start))] if "backbone" in key.upstream else []
 
 
 def _job(objective: Any, slot: Slot, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, fit: FitSection, **more: Any) -> FitJob:
@@ -233,16 +264,39 @@ def _job(objective: Any, slot: Slot, pipeline: Pipeline, pool: Pinned, tasksets:
     )
 
 
-def as_ref(plain: dict[str, Any], cached: bool) -> StageRef:
-    """Turn a stage's plain result into a reference, marked cached when its output was there before."""
-    return from_plain(StageRef, plain | {"cached": cached})
+def as_ref(key: Key, cached: bool) -> StageRef:
+    """Return the reference to a finished stage, marked cached when its output was there before.
+
+    The output's own manifest tells it. Prefect's result is kept by fingerprint alone, so that another folder of runs may have written it.
+    """
+    found = caching.lookup(key)
+    if found is None:
+        raise RuntimeError(f"The output of {key.name} in {key.folder} is gone or was changed since it was made; run the same command again.")
+    return dataclasses.replace(found, cached=cached, run_id=tracking.known(found.run_id))
 
 
 def environment_tags(flow_run_id: str | None) -> dict[str, str]:
-    """Return the tags that say where a run came from: git commit, lock digest, Prefect flow run."""
+    """Return the tags that say where a run came from: git commit, lock digest, hardware, Prefect flow run."""
     import subprocess
 
     told = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.CODE, capture_output=True, text=True)
-    tags = {"git.commit": told.stdout.strip() or "none", "prefect.flow_run_id": flow_run_id or "none"}
-    lock = paths.CODE / "constraints.txt"
-    return tags | ({"lock": caching.file_digest(lock)[:16]} if lock.exists() else {}) | {"process": str(os.getpid())}
+    tags = {"git.commit": told.stdout.strip() or "none", "prefect.flow_run_id": flow_run_id or "none", "hardware": hardware()}
+    lock = paths.HOUSE / "constraints.txt"
+    return tags | ({"lock": file_digest(lock)[:16]} if lock.exists() else {})
+
+
+def hardware() -> str:
+    """Say what a process may use: cores and their kind, memory, GPUs."""
+    import platform
+    import subprocess
+
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processor = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in processor.read_text().splitlines() if line.startswith("model name")] if processor.exists() else []
+    parts = [f"{cores} cores ({(names or [platform.processor()])[0] or platform.machine()})", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
+    if shutil.which("nvidia-smi"):
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+        parts += [name.strip() for name in asked.stdout.splitlines() if asked.returncode == 0]
+    return ", ".join(parts)

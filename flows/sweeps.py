@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from components.contracts import SCORES, Score
+from components.scores import SCORES, Score
 
 
 @dataclass(frozen=True)
@@ -51,44 +51,87 @@ def rows(points: Sequence[Point]) -> list[Row]:
     return [row for row in found if all(any(f"/{row.role}/" in m for m in p.result["metrics"]) for p in points)]
 
 
+def further(points: Sequence[Point], name: str) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of one further score, in the order of `rows`."""
+    settings, frames = _settings(points), {id(p): _scores_of(p) for p in points}
+    body = []
+    for row in rows(points):
+        cells = _pooled(row, [frames[id(p)] for p in row.members], settings, name)
+        body.append([row.label, *(_cell(SCORES[name], *c, sign=row.sign) for c in cells)])
+    return ["", *(f"{setting} {name}" for setting in settings)], body
+
+
+def cells(points: Sequence[Point], setting: str, name: str) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of one score in the cells of a cold start, in the order of `rows`; roles that no cell measured are left out."""
+    from flows.report import celled
+
+    found, body = celled(points[0].result["metrics"]), []
+    frames = {cell: {id(p): _scores_of(p, cell) for p in points} for cell in found}
+    for row in rows(points):
+        if all(row.role in set(frames[found[0]][id(p)]["role"]) for p in row.members):
+            pooled = [_pooled(row, [frames[cell][id(p)] for p in row.members], [setting], name)[0] for cell in found]
+            body.append([row.label, *(_cell(SCORES[name], *c, sign=row.sign) for c in pooled)])
+    return ["", *found], body
+
+
+def _settings(points: Sequence[Point]) -> list[str]:
+    first = points[0].result
+    return list(dict.fromkeys(name.split("/")[1] for name in first["metrics"] if name.startswith("test/") and f"/{first['judged']}/" in name))
+
+
+def _score(points: Sequence[Point]) -> str:
+    """Return the name of the objective's own score."""
+    first, setting = points[0].result, _settings(points)[0]
+    return next(name for name in SCORES if f"test/{setting}/{first['judged']}/{name}" in first["metrics"])
+
+
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: scores over all seeds, the challenge's errors, seconds of the last fit, parameters, times.
 
-    Configurations are sorted, best first by the last setting. A score's interval resamples groups and, within them, the tasks of all seeds;
-    the range over seeds stands beside it where there are several.
+    Configurations are sorted by their score on validation tasks, the best first: test tasks choose nothing. A score's interval resamples
+    groups and, within them, the tasks of all seeds; the range over seeds stands beside it where there are several.
     """
     first = points[0].result
-    settings = list(dict.fromkeys(name.split("/")[1] for name in first["metrics"] if name.startswith("test/") and f"/{first['judged']}/" in name))
-    score = next(name for name in SCORES if f"test/{settings[0]}/{first['judged']}/{name}" in first["metrics"])
+    settings = _settings(points)
+    score = _score(points)
     asked = [end for end in ("error", "error_joint") if f"challenge/{first['judged']}/{end}" in first["metrics"]]
     frames = {id(p): _scores_of(p) for p in points}
     found = [(_pooled(row, [frames[id(p)] for p in row.members], settings), row) for row in rows(points)]
-    if len(varied(points)) > 1:
-        found.sort(key=lambda one: -SCORES[score].sign * one[0][-1][0])
-    header = ["", *(f"{setting} {score}" for setting in settings), *(f"challenge {end}" for end in asked), "fit s", "parameters", "adapt ms", "predict ms"]
-    body = [
-        [row.label, *(_cell(SCORES[score], *c, sign=row.sign) for c in cells), *(_challenge(row, end) for end in asked), *_costs(row)] for cells, row in found
-    ]
+    chosen = len(varied(points)) > 1  # else every learner has a row, and seeds are no choice
+    if chosen:
+        found.sort(key=lambda one: -SCORES[score].sign * _validated(one[1]))
+    first_columns = ["", *([f"validation {score}"] if chosen else []), *(f"{setting} {score}" for setting in settings)]
+    header = [*first_columns, *(f"challenge {end}" for end in asked), "fit s", "parameters", "adapt ms", "predict ms"]
+    body = []
+    for cells, row in found:
+        validated = [f"{SCORES[score].factor * _validated(row):.{SCORES[score].digits}f}"] if chosen else []
+        scores = (_cell(SCORES[score], *c, sign=row.sign) for c in cells)
+        body.append([row.label, *validated, *scores, *(_challenge(row, end) for end in asked), *_costs(row)])
     return header, body
 
 
-def _scores_of(point: Point) -> Any:
+def _validated(row: Row) -> float:
+    """Return the judged learner's mean score on validation tasks, over the seeds."""
+    return statistics.mean(float(point.result["validation"]) for point in row.members)
+
+
+def _scores_of(point: Point, split: str = "test") -> Any:
     import pyarrow.parquet as pq
 
-    return pq.read_table(f"{point.result['evaluation']}/scores-test.parquet").to_pandas()
+    return pq.read_table(f"{point.result['evaluation']}/scores-{split}.parquet").to_pandas()
 
 
-def _pooled(row: Row, frames: Sequence[Any], settings: Sequence[str]) -> list[tuple[float, float, list[float]]]:
+def _pooled(row: Row, frames: Sequence[Any], settings: Sequence[str], score: str = "score") -> list[tuple[float, float, list[float]]]:
     """Return for each setting the mean over the tasks of all seeds, its half interval, and each seed's own mean."""
     import numpy as np
 
     from components.evaluation import interval
 
-    cells = []
+    cells, column = [], score if score in frames[0].columns else "score"  # the objective's own has no other name
     for setting in settings:
         own = [f[(f["setting"] == setting) & (f["role"] == row.role)] for f in frames]
-        values, groups = (np.concatenate([f[column].to_numpy() for f in own]) for column in ("score", "group"))
-        cells.append((*interval(values, groups, 2000, 0), [float(f["score"].mean()) for f in own]))
+        values, groups = (np.concatenate([f[name].to_numpy() for f in own]) for name in (column, "group"))
+        cells.append((*interval(values, groups, 2000, 0), [float(f[column].mean()) for f in own]))
     return cells
 
 
@@ -116,16 +159,45 @@ def _costs(row: Row) -> list[str]:
     return [fit, f"{int(results[0]['metrics'][f'{row.role}/parameters']):,}", *(f"{t:.1f}" for t in times)]
 
 
+def drawn(points: Sequence[Point]) -> Any | None:
+    """Return the figure of a sweep, by the judged learner's score on validation tasks; None where nothing but the seed was varied."""
+    chosen = [dict(o.partition("=")[::2] for o in point.overrides) for point in points]
+    keys = [key for key in chosen[0] if key != "seed" and len({one.get(key, "") for one in chosen}) > 1]
+    if not keys:
+        return None
+    from components.sweep_figures import parallel
+
+    score = _score(points)
+    shown = SCORES[score]
+    scores = [shown.factor * point.result["validation"] for point in points]
+    axis = f"validation {score}" + (", %" if shown.factor == 100 else "")
+    return parallel({key: [one[key] for one in chosen] for key in keys}, scores, f"{len(points)} runs", axis, shown.sign)
+
+
 def publish(points: Sequence[Point], run_id: str) -> None:
-    """Print the table of a sweep and keep it with the sweep's MLflow run."""
+    """Print the table of a sweep and keep it, and its figure, with the sweep's MLflow run."""
     from rich.console import Console
 
     from flows import artifacts, tracking
-    from flows.report import framed
+    from flows.report import celled, framed
 
     header, body = table(points)
     seeds = max(len(members) for members in varied(points).values())
     title = f"{len(points)} runs, {seeds} seed{'s' * (seeds > 1)} each (range over seeds in brackets), 95 % intervals over groups and tasks"
     console = Console() if Console().is_terminal else Console(width=300)
     console.print(framed(title, header, body))
-    tracking.store().log_text(run_id, f"{title}\n\n{artifacts.markdown(header, body)}", "sweep.md")
+    text = [title, artifacts.markdown(header, body)]
+    more = [c for c in _scores_of(points[0]).columns if c in SCORES]
+    for name in more:
+        header, body = further(points, name)
+        console.print(framed(name, header, body))
+        text.append(artifacts.markdown(header, body))
+    cold = all(celled(point.result["metrics"]) for point in points)
+    for name, setting in [(name, setting) for name in (_score(points), *more) for setting in _settings(points) if cold]:
+        title, (header, body) = f"{name}, {setting}, users-items", cells(points, setting, name)
+        console.print(framed(title, header, body))
+        text += [title, artifacts.markdown(header, body)]
+    tracking.log_text(run_id, "\n\n".join(text), "sweep.md")
+    figure = drawn(points)
+    if figure is not None:
+        tracking.log_figure(run_id, figure, "figures/sweep.png")

@@ -23,7 +23,7 @@ import yaml
 from filelock import FileLock
 
 from components.contracts import DomainSection, InputError
-from components.plain import fingerprint, to_plain
+from components.plain import fingerprint, one_line, to_plain
 from flows import paths
 
 PIN = "data.dvc"
@@ -76,9 +76,12 @@ def source_digest(domain: DomainSection) -> str:
     from components.domains.options import OPTIONS, OwnFiles, content
 
     source, options = dict(domain.source), OPTIONS[domain.name](**domain.source)
-    if isinstance(options, OwnFiles) and options.given:  # what they hold counts, not where they lie
-        source[options.own] = content(options.place)
-    return fingerprint({"name": domain.name, "source": source, "splits": to_plain(domain.splits)})
+    if isinstance(options, OwnFiles):
+        source = {name: value for name, value in source.items() if value or name not in options.younger}
+        if options.given:  # what they hold counts, not where they lie
+            source[options.own] = content(options.place)
+    splits = {name: value for name, value in to_plain(domain.splits).items() if value is not None}
+    return fingerprint({"name": domain.name, "source": source, "splits": splits})
 
 
 def find_pin(where: str | None) -> str | None:
@@ -88,7 +91,7 @@ def find_pin(where: str | None) -> str | None:
         return own.read_text() if own.exists() else None
     if Path(where).is_file():
         return Path(where).read_text()
-    shown = subprocess.run(["git", "show", f"{where}:{PIN}"], cwd=paths.root(), capture_output=True, text=True)
+    shown = subprocess.run(["git", "show", "--end-of-options", f"{where}:{PIN}"], cwd=paths.root(), capture_output=True, text=True)
     if shown.returncode == 0:
         return shown.stdout
     from flows import tracking
@@ -137,6 +140,7 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
         raise InputError(f"data.pin={where} must pin domain {domain.name}, but it holds {', '.join(domains) or 'none'}. Choose a version that has it.")
     if expected is not None and where is not None:
         raise InputError(f"data.pin={where} pins {domain.name} {expected}, which is neither in the cache nor on a remote. Run dvc pull, or leave out data.pin.")
+    _say(f"data/{domain.name}: building it from its source")
     _build(domain, mirror, target)
     actual = str(tree_md5(target))
     new_text = _add(text, domains, domain.name, actual)
@@ -149,6 +153,22 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
     return Pinned(domain.name, str(target), actual, str(read_pin(new_text)[0]), new_text, "built from its source, a new version", True)
 
 
+def is_current(domain: DomainSection) -> bool:
+    """Tell whether data/<domain> was made of what its source holds now."""
+    return _made_by(paths.data() / domain.name, domain)
+
+
+@contextmanager
+def newest(domain: DomainSection, mirror: str | None) -> Iterator[Path]:
+    """Yield a folder with the pool that the source gives now; data/ stays as it is: where that is an older one, it is built for the moment."""
+    if is_current(domain):
+        yield paths.data() / domain.name
+        return
+    with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".newest-") as work:
+        _write(domain, mirror, Path(work) / domain.name)
+        yield Path(work) / domain.name
+
+
 def _made_by(folder: Path, domain: DomainSection) -> bool:
     """Tell whether the pool in `folder` was made by these options."""
     try:
@@ -157,23 +177,25 @@ def _made_by(folder: Path, domain: DomainSection) -> bool:
         return False
 
 
-def _build(domain: DomainSection, mirror: str | None, target: Path) -> None:
+def _write(domain: DomainSection, mirror: str | None, folder: Path) -> None:
     from components.domains import load_domain
     from components.domains.options import OPTIONS
     from components.domains.pool import write_pool
 
     source = load_domain(domain.name).build(OPTIONS[domain.name](**domain.source), mirror)
+    write_pool(source, domain.splits, domain.name, source_digest(domain), folder)
+
+
+def _build(domain: DomainSection, mirror: str | None, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".build-") as work:
         made = Path(work) / domain.name
-        write_pool(source, domain.splits, domain.name, source_digest(domain), made)
+        _write(domain, mirror, made)
         target.parent.mkdir(parents=True, exist_ok=True)
         _swap(made, target)
 
 
 def _restore(text: str, domain: str, target: Path) -> bool:
     """Bring data/<domain> back from the cache, else from the remote. Tell whether that worked."""
-    from dvc.exceptions import DvcException
-
     with _scratch(text) as repo:
         wanted = str(Path(repo.root_dir) / "data" / domain)
         for attempt in ("checkout", "pull"):
@@ -181,7 +203,9 @@ def _restore(text: str, domain: str, target: Path) -> bool:
                 break
             try:
                 getattr(repo, attempt)([wanted], force=True)
-            except (DvcException, OSError, ValueError, KeyError):
+            except Exception as error:  # each kind of remote has errors of its own
+                if attempt == "pull":
+                    _say(f"The DVC remote does not give data/{domain}: {one_line(error)}")
                 continue
             if Path(wanted).is_dir():
                 _swap(Path(wanted), target)
@@ -224,8 +248,18 @@ def _tracked(text: str | None, domain: str) -> dict[str, Any] | None:
                 raise InputError(f"{PIN} also pins domains whose manifest is not in the cache ({error}). Run dvc fetch, or a run of them first.") from error
             return None
         if remote:
-            repo.push()
+            _push(repo)
         return dict(yaml.safe_load((Path(repo.root_dir) / PIN).read_text()))
+
+
+def _push(repo: Any) -> None:
+    """Give the remote what the cache has. Raises InputError where it does not take it."""
+    name = repo.config["core"]["remote"]
+    try:
+        repo.push()
+    except Exception as error:  # each kind of remote has errors of its own
+        where = repo.config["remote"][name].get("url")
+        raise InputError(f"The DVC remote {name} ({where}) must take the data, got: {one_line(error)}. See dvc push, or unset core.remote.") from error
 
 
 @contextmanager
@@ -244,7 +278,8 @@ def _scratch(text: str | None) -> Iterator[Any]:
             shared["core"]["remote"] = project["core"]["remote"]
         if project.get("cache", {}).get("dir"):
             shared["cache"]["dir"] = project["cache"]["dir"]
-    logging.getLogger("dvc").setLevel(logging.WARNING)  # of every throw-away repository it says that it was initialised
+    # Of every throw-away repository it says that it was initialised; above errors it draws no bars, which tell of transfers alone.
+    logging.getLogger("dvc").setLevel(logging.WARNING if "remote" in shared["core"] else logging.CRITICAL)
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".dvc-") as work:
         Repo.init(work, no_scm=True).close()
         if text is not None:

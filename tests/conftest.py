@@ -9,7 +9,9 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from workspace import finished, new_workspace, prefect_home  # noqa: F401
+from served import server, system  # noqa: F401
+from sources import chain  # noqa: F401
+from workspace import finished, new_workspace, own_prefect, prefect  # noqa: F401
 
 from components.contracts import SplitsSection
 from components.domains.pool import Pool, PoolClass, Source, open_pool, write_pool
@@ -18,7 +20,7 @@ torch.set_num_threads(1)  # tests' tensors are small: threads would only wait fo
 
 # Groups of unequal sizes, classes of unequal counts: what real sources are like.
 GROUPS = {"a": 9, "b": 14, "c": 6, "v": 8, "w": 5, "g": 7, "t": 8, "u": 12}
-SPLITS = SplitsSection(val=["v", "w"], gate=["g"], test=["t", "u"], shares={})
+SPLITS = SplitsSection(train=None, val=["v", "w"], gate=["g"], test=["t", "u"], shares={})
 
 
 @pytest.fixture(scope="session")

@@ -6,16 +6,17 @@ from torch import Tensor
 from components.contracts import BackboneSection
 from components.learners import store
 from components.learners.learner import Learner
-from components.learners.options import FAMILIES
+from components.learners.options import FAMILIES, RETURN
 from components.tasks import Examples, TaskBatch
 from flows.config import load
 
-CONV = BackboneSection("conv", [4, 6], [True, True], "flatten", "batch")
-MLP = BackboneSection("mlp", [16, 16], [], "flatten", "batch")
+CONV = BackboneSection("conv", [4, 6], [True, True], "flatten", "batch", "relu")
+MLP = BackboneSection("mlp", [16, 16], [], "flatten", "batch", "relu")
 PICTURES, VECTORS = (1, 28, 28), (5,)
-OPTIONS = {name: load([f"learner={name}"]).learner.options for name in FAMILIES}
+ANSWERING = {name: of for name, of in FAMILIES.items() if of.objectives != RETURN}  # policies play: see test_control.py
+OPTIONS = {name: load([f"learner={name}"]).learner.options for name in ANSWERING}
 EVERY = [
-    (name, objective, kind) for name, of in FAMILIES.items() for objective in of.objectives for kind in ("conv", "mlp") if (name, kind) != ("local", "mlp")
+    (name, objective, kind) for name, of in ANSWERING.items() for objective in of.objectives for kind in ("conv", "mlp") if (name, kind) != ("local", "mlp")
 ]
 CLASSIFIERS = [name for name, of in FAMILIES.items() if "cross_entropy" in of.objectives]
 

@@ -24,8 +24,20 @@ def test_maml_learns_sine_waves_as_its_paper_says(tmp_path: Path) -> None:
     from benchmarks import sinusoid
 
     pool = sinusoid.prepare(tmp_path, seed=0)
-    seconds = sinusoid.train("maml", tmp_path, seed=0)
+    sinusoid.train("maml", tmp_path, seed=0, steps=30000)  # half as long as the experiment, which comes to 0.106 after ten steps
     found = sinusoid.errors("maml", tmp_path, pool)
     assert found[1][0] < 0.4, found
-    assert found[10][0] - found[10][1] < 0.1, found  # the interval reaches 0.1; its middle was measured at 0.106
-    assert seconds < 300
+    assert found[10][0] < 0.15, found
+
+
+@pytest.mark.slow
+def test_what_one_more_costs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import units
+
+    units.pool(4_000, tmp_path)
+    units.ingest(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    told = {line[:28].strip(): float(line[28:].split()[0]) for line in lines}
+    assert {"write a pool", "digest a pool", "draw and write task sets", "read a folder of pictures", "read a table"} <= set(told)
+    assert all(value >= 0 for value in told.values())
+    assert "bytes a task on disk" in lines[-3] and 784 < float(lines[0].split(", ")[1].split()[0]) < 820, "an item is 784 bytes and its share of the tables"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_omniglot import archive
+from sources import omniglot_archive as archive
 
 from components import challenge
 from components.contracts import InputError, SplitsSection
@@ -91,7 +91,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
     monkeypatch.setitem(omniglot.DIGESTS, "images_background", archive(tmp_path, alphabets, drawers=4))
     write_pool(
         omniglot.build(OmniglotOptions(35, False, []), str(tmp_path)),
-        SplitsSection([], [], ["Greek", "Hebrew", "Latin"], {}),
+        SplitsSection(None, [], [], ["Greek", "Hebrew", "Latin"], {}),
         "omniglot",
         "x",
         tmp_path / "pool",

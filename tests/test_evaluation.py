@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
+from sklearn import metrics
 
+from components.contracts import InputError, RegistrySection
 from components.domains.pool import Pool
 from components.evaluation import BINS, Scores, interval, paired, score
 from components.learners import store
 from components.learners.reference import Linear, Nearest
+from components.objectives import MEASURES
 from components.tasks import Examples
 from components.tasksets import batch, read_table
 from components.validation import Validation, calibrate, encode_items, validate
@@ -47,14 +50,14 @@ def test_ece_of_a_hand_made_diagram() -> None:
     bins = np.zeros((BINS, 3))
     bins[7] = (10, 5.0, 4.0)  # ten queries at confidence 0.5, four right
     bins[14] = (30, 29.0, 30.0)
-    assert Scores(np.zeros(1), np.zeros(1), bins).ece == pytest.approx((1.0 + 1.0) / 40)
+    assert Scores({"accuracy": np.zeros(1)}, np.zeros(1), bins).ece == pytest.approx((1.0 + 1.0) / 40)
 
 
 def test_differences_are_paired_task_by_task() -> None:
-    a = Scores(np.array([0.5, 0.9, 0.7]), np.array([0, 1, 1]), np.zeros((BINS, 3)))
-    b = Scores(np.array([0.4, 1.0]), np.array([0, 1]), np.zeros((BINS, 3)))
-    values, groups = paired(a, b)
-    assert np.allclose(values, [0.1, -0.1]) and groups.tolist() == [0, 1]
+    a = Scores({"mse": np.array([0.5, 0.9, 0.7]), "mae": np.array([3.0, 2.0, 1.0])}, np.array([0, 1, 1]), np.zeros((BINS, 3)))
+    b = Scores({"mse": np.array([0.4, 1.0]), "mae": np.array([1.0, 1.0])}, np.array([0, 1]), np.zeros((BINS, 3)))
+    gap = paired(a, b)
+    assert np.allclose(gap.scores["mse"], [0.1, -0.1]) and np.allclose(gap.scores["mae"], [2, 1]) and gap.group.tolist() == [0, 1]
 
 
 def test_scores_equal_a_loop_over_raw_tasks(small_pool: Pool, small_tasksets) -> None:
@@ -65,9 +68,9 @@ def test_scores_equal_a_loop_over_raw_tasks(small_pool: Pool, small_tasksets) ->
     for row in range(len(table)):
         task = batch(table, np.array([row]), items)
         hits = learner.predict(learner.adapt(task.support), task.query.x).argmax(-1) == task.query.y
-        assert found.score[row] == pytest.approx(hits.double().mean().item())
+        assert found.scores["accuracy"][row] == pytest.approx(hits.double().mean().item())
     assert found.bins[:, 0].sum() == len(table) * 12
-    assert found.bins[:, 2].sum() == pytest.approx(found.score.sum() * 12)
+    assert found.bins[:, 2].sum() == pytest.approx(found.scores["accuracy"].sum() * 12)
 
 
 def test_calibration_finds_the_temperature_of_least_loss_and_keeps_the_choices(small_pool: Pool, small_tasksets) -> None:
@@ -105,7 +108,8 @@ def test_a_batch_norm_network_scores_the_same_in_any_batch(small_pool: Pool, sma
 
     learner = store.build(spec("protonet"))
     validation = Validation(small_pool, small_tasksets, "test-4w2s")
-    assert (score(learner, validation, size=3).score == score(learner, validation, size=40).score).all()
+    one, other = (score(learner, validation, size=size).scores["accuracy"] for size in (3, 40))
+    assert (one == other).all()
 
 
 def test_the_linear_references_are_shrunk_means_and_ridge_regression() -> None:
@@ -119,3 +123,30 @@ def test_the_linear_references_are_shrunk_means_and_ridge_regression() -> None:
         learner = Linear(torch.tensor(head), 2.5, constant_alone)
         found = learner.predict(learner.adapt(support), torch.tensor(asked)[None])[0, :, 0].numpy()
         assert found == pytest.approx(np.concatenate([asked, np.ones((2, 1))], 1) @ (head[:, 0] + moved), rel=1e-9)
+
+
+def test_further_scores_of_values_equal_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(5)
+    stars = random.integers(0, 10, size=(30, 12)) / 2
+    told = random.integers(0, 7, size=(30, 12)) / 2  # of few values, so that many are equal
+    args = torch.tensor(told)[..., None], torch.tensor(stars)
+    for depth in (1, 3, 5):
+        wanted = [metrics.ndcg_score([2**y - 1], [x], k=depth) for x, y in zip(told, stars, strict=True)]
+        assert MEASURES[f"ndcg_{depth}"](*args).numpy() == pytest.approx(wanted, rel=1e-9)
+    assert MEASURES["mae"](*args).numpy() == pytest.approx([metrics.mean_absolute_error(*pair) for pair in zip(stars, told, strict=True)])
+    assert MEASURES["rmse"](*args).numpy() == pytest.approx([metrics.root_mean_squared_error(*pair) for pair in zip(stars, told, strict=True)])
+    assert MEASURES["ndcg_3"](torch.zeros(1, 4, 1), torch.zeros(1, 4)).item() == 1  # nothing to gain
+
+
+def test_guard_rails_refuse_what_is_worse_calibrated_larger_or_costlier() -> None:
+    from flows.promotion import rails
+
+    told = {"fused/parameters": 1200, "fused/flops": 5e6, "gate/5w1s/fused/ece": 0.09, "gate/5w1s/champion/ece": 0.02, "gate/5w5s/fused/ece": 0.02}
+    told |= {"gate/5w5s/champion/ece": 0.03}
+    assert rails(told, "fused", RegistrySection("m", 0.0, None, None, None)) == []
+    assert rails(told, "fused", RegistrySection("m", 0.0, 0.08, 1200, 5e6)) == [], "at the limit is within it"
+    found = rails(told, "fused", RegistrySection("m", 0.0, 0.05, 1199, 4e6))
+    assert [f.split(" exceed")[0] for f in found] == ["1,200 parameters", "5,000,000 flops", "ECE on the gate split, 5w1s, 0.090"]
+    assert len(rails({"fused/parameters": 2, "fused/flops": 1.0}, "fused", RegistrySection("m", 0.0, 0.05, 1, None))) == 1, "without a champion too"
+    with pytest.raises(InputError, match=r"registry.max_flops must be at least 0"):
+        RegistrySection("m", 0.0, None, None, -1.0)

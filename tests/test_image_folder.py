@@ -1,14 +1,14 @@
-"""The user's own pictures: layouts, colours, what cannot be used, versions; and the whole chain on them."""
+"""The user's own pictures: layouts, colours, what cannot be used, versions; and adapting to them."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from workspace import Workspace
+from sources import Chain, png_head
 
 from components.contracts import InputError
 from components.domains import image_folder, images
@@ -48,18 +48,21 @@ def test_colours_are_kept_where_they_are_asked_for_and_the_side_ratio_always(tmp
     assert x[0, :, 2, 14].tolist() == [0, 0, 0]  # 40 x 20: bands above and below
 
 
-PROBLEMS: dict[str, Callable[[Path], object]] = {
-    "cannot be read": lambda root: (root / "a" / "text.png").write_text("no picture"),
-    "a link out of the folder": lambda root: (root / "a" / "away.png").symlink_to(root.parent / "outside.png"),
-    "class thin (1 pictures, needs 2)": lambda root: paint(root / "thin" / "0.png"),
+PROBLEMS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "text": ("(cannot be read)", lambda root: (root / "a" / "text.png").write_text("no picture")),
+    "another format": ("(cannot be read)", lambda root: Image.new("L", (9, 9)).save(root / "a" / "tga.png", format="TGA")),
+    "a bomb": ("(cannot be read)", lambda root: (root / "a" / "large.png").write_bytes(png_head(60_000))),
+    "a link": ("a link out of the folder", lambda root: (root / "a" / "away.png").symlink_to(root.parent / "outside.png")),
+    "a thin class": ("class thin (1 pictures, needs 2)", lambda root: paint(root / "thin" / "0.png")),
 }
 
 
-@pytest.mark.parametrize("told", PROBLEMS)
-def test_what_cannot_be_used_is_named_and_refused_or_skipped_and_counted(tmp_path: Path, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_what_cannot_be_used_is_named_and_refused_or_skipped_and_counted(tmp_path: Path, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
     paint(tmp_path / "outside.png")
     options = layout(tmp_path / "root", "a", "b")
-    PROBLEMS[told](tmp_path / "root")
+    told, spoil = PROBLEMS[problem]
+    spoil(tmp_path / "root")
     with pytest.raises(InputError) as refused:
         image_folder.build(options)
     assert told in str(refused.value) and "got 1 that cannot be used" in str(refused.value)
@@ -94,27 +97,13 @@ def test_a_version_is_what_the_folder_holds_and_not_where_it_lies(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_chain_runs_on_a_folder_of_colour_pictures_and_adapts_to_others(new_workspace: Callable[[], Workspace], tmp_path: Path) -> None:
-    workspace = new_workspace()
-    pool = np.load(workspace.root / "data/glyphs/inputs.npy", mmap_mode="r")
-    for c in range(40):  # forty letters, each class in a colour of its own
-        folder = tmp_path / "pictures" / f"letter-{c}"
-        folder.mkdir(parents=True)
-        for i in range(8):
-            shade = np.array([255, 40 * (c % 6), 255 - 40 * (c % 6)]) / 255
-            Image.fromarray((np.asarray(pool[c * 20 + i])[..., None] * shade).astype(np.uint8)).save(folder / f"{i}.png")
-    small = [f"{where}.fit.{name}" for where in ("base", "learner", "student.learner", "fusion") for name in ("steps=20", "epoch_steps=10")]
-    small += ["evaluation.tasks=20", "evaluation.gate_tasks=20", "evaluation.scratch_tasks=2", "evaluation.scratch_steps=2", "tasks.val=20"]
-    own = ["experiment=image_folder", f"domain.source.root={tmp_path / 'pictures'}", "domain.source.colour=true", "tasks.way=3", "evaluation.settings=[3w1s]"]
-    out = workspace.retrain(*own, *small).stdout
-    assert "image_folder version 1 is champion" in out
-    assert workspace.metrics()["test/3w1s/fused/accuracy"] > 0.5
-    assert "ran: nothing" in workspace.retrain(*own, *small).stdout
+def test_a_champion_of_colour_pictures_adapts_to_others(chain: Callable[[str], Chain], tmp_path: Path) -> None:
+    made = chain("image_folder")
+    assert made.workspace.metrics()["test/3w1s/fused/accuracy"] > 0.5
     (tmp_path / "query").mkdir()
     for c, name in ((3, "x"), (7, "y")):
-        (tmp_path / "support").mkdir(exist_ok=True)
-        (tmp_path / "pictures" / f"letter-{c}").rename(tmp_path / "support" / name)
+        shutil.copytree(made.folder / "pictures" / f"letter-{c}", tmp_path / "support" / name)
         (tmp_path / "support" / name / "0.png").rename(tmp_path / "query" / f"{name}.png")
     arguments = [f"{k}={tmp_path / k}" for k in ("support", "query")] + [f"out={tmp_path / 'out.csv'}"]
-    workspace.run("flows.adapt", "model=models:/image_folder@champion", *arguments)
+    made.workspace.run("flows.adapt", "model=models:/image_folder@champion", *arguments)
     assert [line.split(",")[:2] for line in (tmp_path / "out.csv").read_text().splitlines()[1:]] == [["x.png", "x"], ["y.png", "y"]]

@@ -1,12 +1,22 @@
 """Killed in the middle, started again: the same metrics to the last digit. Two processes instead of one: the flow runs once."""
 
+import contextlib
 import os
 import shutil
 import signal
+import sqlite3
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import chaos
+import psutil
 import pytest
 from workspace import SMOKE, Workspace
+
+from flows import leftovers
 
 # Long enough for a kill to fall between two checkpoints.
 LONGER = ["learner.fit.steps=60", "learner.fit.epoch_steps=6", "student.count=1", "evaluation.settings=[5w1s]", "tasks.val=200"]
@@ -84,3 +94,77 @@ def test_a_deployed_run_leaves_pin_and_checkout_alone_on_new_data(new_workspace)
     pin = client.download_artifacts(parent.info.run_id, "data.dvc")
     with open(pin) as file:
         assert file.read().encode() != before
+
+
+def test_a_process_is_gone_once_it_has_ended_and_not_before() -> None:
+    assert not leftovers.gone(leftovers.own())
+    child = subprocess.Popen([sys.executable, "-c", "from flows import leftovers; print(leftovers.own()); input()"], stdin=-1, stdout=-1, text=True)
+    assert child.stdin is not None and child.stdout is not None
+    name = child.stdout.readline().strip()
+    assert not leftovers.gone(name)
+    number, started, host = name.split(" ")
+    assert leftovers.gone(f"{number} {int(started) - 1} {host}"), "the same number, given again"
+    assert not leftovers.gone(f"{number} {started} elsewhere"), "of another machine nobody here can say"
+    child.communicate("")
+    assert leftovers.gone(name)
+
+
+def test_children_of_a_killed_pipeline_are_ended_and_no_others() -> None:
+    begun = "import os, subprocess, sys; from flows import leftovers; leftovers.claim(); print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()"
+    pipelines = [subprocess.Popen([sys.executable, "-c", begun], stdin=-1, stdout=-1, text=True) for _ in range(2)]
+    children = [psutil.Process(int(p.stdout.readline())) for p in pipelines]
+    pipelines[0].kill()
+    pipelines[0].wait()
+    assert leftovers.reap() == 1
+    assert not children[0].is_running() and children[1].is_running()
+    pipelines[1].kill()
+    pipelines[1].wait()
+    assert leftovers.reap() == 1
+
+
+@pytest.mark.slow
+def test_pipelines_killed_at_any_moment_recover(new_workspace: Callable[..., Workspace], own_prefect: dict[str, str]) -> None:
+    """Each with a Prefect server of its own: that one is left over too."""
+    undisturbed = new_workspace(own_prefect)
+    begin = time.monotonic()
+    undisturbed.retrain(SMOKE)
+    whole = time.monotonic() - begin
+    done = chaos.kills(2, 0, lambda: new_workspace(own_prefect), whole, {stage: undisturbed.metrics(stage) for stage in chaos.STAGES})
+    assert [k.wrong for k in done] == [[], []]
+
+
+@pytest.mark.slow
+def test_the_ranks_of_a_killed_pipeline_end_with_it(new_workspace: Callable[[], Workspace]) -> None:
+    workspace = new_workspace()
+    process = workspace.start("flows.retrain", SMOKE, "trainer=ddp_sim", "base.fit.steps=1600", "base.fit.epoch_steps=40")
+    wait_for(lambda: list((workspace.root / "mlruns/stages/base").glob("*.state/state.ckpt")))
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "components.launch" in p.cmdline()]
+    assert len(ranks) == 3, "torchrun and two ranks"
+    process.kill()
+    process.wait()  # not communicate: that waits for whoever else has the pipes
+    assert not psutil.wait_procs(ranks, 15)[1]
+
+
+def revisions(database: Path) -> list[str]:
+    """Return the version of MLflow's tables in a database; nothing where it has none yet."""
+    with contextlib.closing(sqlite3.connect(database)) as held, contextlib.suppress(sqlite3.OperationalError):
+        return [version for (version,) in held.execute("SELECT version_num FROM alembic_version")]
+    return []
+
+
+@pytest.mark.slow
+def test_a_database_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    database, found = tmp_path / "mlflow.db", []
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW")} | {"FEWLOOP_RUNS": str(tmp_path)}
+    command = [sys.executable, "-c", "from flows import tracking; print(tracking.open_store('some'))"]
+    for later in (0.0, 0.3, 0.6):  # making its tables takes a second or two
+        process = subprocess.Popen(command, env=environment)
+        wait_for(lambda: list(tmp_path.glob("mlflow.db*")))
+        time.sleep(later)
+        process.kill()
+        process.wait()
+        found += [revisions(database)] if database.exists() else []
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.stdout.strip().isdigit(), ended.stderr
+    assert [path.name for path in tmp_path.glob("mlflow.db*")] == ["mlflow.db"]
+    assert all(one == revisions(database) != [] for one in found)

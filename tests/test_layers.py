@@ -8,10 +8,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"contracts", "plain", "tasks", "networks", "draws", "objectives", "gradients", "descent"},
+    {"contracts", "scores", "plain", "tasks", "networks", "draws", "objectives", "gradients", "descent", "environments", "figures"},
     {"domains", "learners"},
-    {"tasksets", "batches", "validation", "distillation", "mixing", "fusion"},
-    {"training", "evaluation", "figures", "serving", "examination", "challenge"},
+    {"tasksets", "batches", "validation", "distillation", "mixing", "fusion", "task_figures"},
+    {"training", "evaluation", "drift", "curves", "looking", "serving", "examination", "challenge"},
     {"launch"},
 ]
 FILES = sorted([*ROOT.glob("components/**/*.py"), *ROOT.glob("flows/*.py")])
@@ -71,7 +71,7 @@ def test_flows_load_no_torch_at_module_level(path: Path) -> None:
         assert not {m.split(".")[0] for m in imports(path)} & {"hydra", "omegaconf"}
 
 
-@pytest.mark.parametrize("name", ["contracts.py", "plain.py", "domains/options.py", "learners/options.py"])
+@pytest.mark.parametrize("name", ["contracts.py", "scores.py", "plain.py", "domains/options.py", "learners/options.py"])
 def test_contracts_and_options_need_the_standard_library_alone(name: str) -> None:
     for module in imports(ROOT / "components" / name):
         assert module.split(".")[0] in sys.stdlib_module_names or module.startswith("components.contracts"), module
@@ -100,7 +100,8 @@ def test_every_experiment_composes(tmp_path: Path) -> None:
     folder, file = f"domain.source.root={tmp_path}", f"domain.source.file={tmp_path / 'rows.csv'}"
     needed = {
         "domain=sinusoid": ["experiment=sinusoid"],
-        "domain=ratings": ["experiment=ratings"],
+        **{f"domain={name}": [f"experiment={name}"] for name in ("ratings", "clicks")},
+        **{chosen: ["experiment=navigation"] for chosen in ("domain=control", "student=policy", "learner=policy_gradient", "learner=policy_memory")},
         "domain=image_folder": [folder],
         "experiment=image_folder": [folder],
         "domain=table": ["experiment=table", file],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cdist
-from tasks_for_tests import CLASSIFIERS, CONV, EVERY, PICTURES, gradient, predict, spec, tasks
+from tasks_for_tests import ANSWERING, CLASSIFIERS, CONV, EVERY, PICTURES, gradient, predict, spec, tasks
 
 from components.contracts import InputError
 from components.learners import store
@@ -17,7 +17,7 @@ from components.learners.reference import Nearest, Scratch
 from components.plain import to_plain
 from components.tasks import Examples, TaskBatch
 
-NAMES = [*FAMILIES, "theta*"]
+NAMES = [*ANSWERING, "theta*"]
 
 
 def fitting(objective: str, kind: str, **more) -> TaskBatch:

@@ -1,41 +1,23 @@
 """The Omniglot reader on an archive in its format, and on the real one where a mirror has it."""
 
-import hashlib
 import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from sources import omniglot_archive as archive
+from sources import png_head
 
 from components.contracts import InputError
 from components.domains import omniglot
 from components.domains.archives import locate
 from components.domains.options import OmniglotOptions
 from components.domains.pool import open_pool, write_pool
+from components.splits import split_of
 from flows.config import load
 
 MIRROR = os.environ.get("FEWLOOP_MIRROR")
-
-
-def archive(folder: Path, alphabets: dict[str, int], drawers: int = 3, seed: int = 0) -> str:
-    """Write an archive in Omniglot's layout; return its digest."""
-    random, digest = np.random.default_rng(seed), hashlib.sha256()
-    (folder / "omniglot").mkdir(parents=True, exist_ok=True)
-    entries = {}
-    for alphabet, characters in alphabets.items():
-        for c in range(characters):
-            for d in range(drawers):
-                entries[f"images_background/{alphabet}/character{c + 1:02d}/{c:04d}_{d + 1:02d}.png"] = (random.random((105, 105)) < 0.9) * np.uint8(255)
-    with zipfile.ZipFile(folder / "omniglot" / "images_background.zip", "w") as file:
-        for name, drawing in entries.items():
-            with file.open(name, "w") as entry:
-                Image.fromarray(drawing).convert("1").save(entry, "PNG")
-    for name in sorted(entries):
-        digest.update(name.encode())
-        digest.update(entries[name].tobytes())
-    return digest.hexdigest()
 
 
 def test_an_archive_becomes_a_pool_that_keeps_its_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +25,7 @@ def test_an_archive_becomes_a_pool_that_keeps_its_originals(tmp_path: Path, monk
     source = omniglot.build(OmniglotOptions(35, False, ["Greek", "Hebrew"]), str(tmp_path))
     assert [(c.group, c.count) for c in source.classes] == [("Greek", 3)] * 4 + [("Hebrew", 3)] * 3
     splits = load(["domain=omniglot"]).domain.splits
-    write_pool(source, type(splits)(val=[], gate=[], test=["Hebrew"], shares={}), "omniglot", "x", tmp_path / "pool")
+    write_pool(source, type(splits)(train=None, val=[], gate=[], test=["Hebrew"], shares={}), "omniglot", "x", tmp_path / "pool")
     pool = open_pool(tmp_path / "pool")
     assert pool.input_shape == (1, 35, 35) and len(pool.split("test")) == 3
     kept = np.unpackbits(np.load(tmp_path / "pool" / "originals.npy"), axis=-1)[:, :, :105]
@@ -64,6 +46,10 @@ def test_a_missing_or_damaged_archive_is_told(tmp_path: Path) -> None:
     archive(tmp_path, {"Greek": 2})
     path = tmp_path / "omniglot" / "images_background.zip"
     path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(InputError, match="cannot be read"):
+        omniglot.build(OmniglotOptions(28, False, []), str(tmp_path))
+    with zipfile.ZipFile(path, "w") as enormous:  # a drawing that claims 3.6 thousand million pixels
+        enormous.writestr("images_background/Greek/character01/0_01.png", png_head(60_000))
     with pytest.raises(InputError, match="cannot be read"):
         omniglot.build(OmniglotOptions(28, False, []), str(tmp_path))
 
@@ -98,10 +84,10 @@ def test_an_alphabet_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pyte
 def test_every_variant_tests_on_the_same_alphabets_and_never_trains_on_them(variant: str) -> None:
     splits = load([f"domain={variant}"]).domain.splits
     assert splits.test == ["Armenian", "Bengali", "Futurama", "Hebrew", "Tifinagh"]
-    assert all(splits.split_of(a, f"{a}/character01") == "test" for a in splits.test)
+    assert all(split_of(splits, a, f"{a}/character01") == "test" for a in splits.test)
     if variant != "omniglot":
         domain = load([f"domain={variant}"]).domain
-        trained = [a for a in domain.source["alphabets"] if splits.split_of(a, a) == "train"]
+        trained = [a for a in domain.source["alphabets"] if split_of(splits, a, a) == "train"]
         assert len(trained) == 4 and len(splits.val) == 1
 
 
@@ -121,5 +107,5 @@ def test_the_real_archive_has_the_known_counts() -> None:
     source = omniglot.build(OmniglotOptions(**options.source), MIRROR)
     assert len(source.classes) == 964 and len({c.group for c in source.classes}) == 30
     assert source.inputs.shape == (19_280, 28, 28)
-    train = [c for c in source.classes if options.splits.split_of(c.group, c.name) == "train"]
+    train = [c for c in source.classes if split_of(options.splits, c.group, c.name) == "train"]
     assert len({c.group for c in train}) == 30 - 5 - 2 - 5

@@ -1,38 +1,40 @@
-"""Ratings: time decides what is known, items are described by training users alone, altered archives are refused; and the whole chain."""
+"""Ratings: time decides what is known, items are described by training users alone, altered archives are refused; and adaptation helps."""
 
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pytest
-from workspace import Workspace
+import torch
+from sources import Chain
+from sources import ratings_file as own
+from sources import touches_file as touches
 
 from components.contracts import InputError, SplitsSection
 from components.domains import ratings
 from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
+from components.domains.shelf import Shelf
+from components.domains.touches import untouched
+from components.draws import bits, key_of
+from components.examination import linear_references
+from components.learners import store
+from components.splits import split_of
+from components.tasks import Examples
 from components.tasksets import TaskSpec, draw
 from flows.config import load
 
 OPTIONS = RatingsOptions(**load(["experiment=ratings"]).domain.source)
-SPLITS = SplitsSection(val=[], gate=[], test=[], shares={"test": 0.5})
-
-
-def own(folder: Path, users: int = 12, each: int = 9, seed: int = 0) -> Path:
-    """Write ratings of users whose taste is one number, of items with one number each, in an order that is not that of time."""
-    random = np.random.default_rng(seed)
-    taste, quality = random.normal(size=users), random.normal(size=20)
-    user = np.repeat(np.arange(users), each)
-    item = np.concatenate([random.permutation(20)[:each] for _ in range(users)])
-    value = np.clip(3 + taste[user] * quality[item], 1, 5).round(1)
-    shuffled = random.permutation(len(user))
-    columns = {"user": [f"u{u:02}" for u in user], "item": [f"film {i}" for i in item], "rating": value, "time": np.tile(np.arange(each), users)}
-    pyarrow.csv.write_csv(pa.table(columns).take(shuffled), folder / "own.csv")
-    return folder / "own.csv"
+CLICKS = RatingsOptions(**load(["experiment=clicks"]).domain.source)
+SPLITS = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.5})
+THREE = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.3, "val": 0.3})
 
 
 def test_a_user_is_a_class_whose_items_are_in_the_order_of_time(tmp_path: Path) -> None:
@@ -62,7 +64,7 @@ def test_what_test_users_say_describes_no_item(tmp_path: Path) -> None:
     path = own(tmp_path)
     options = replace(OPTIONS, file=str(path), min_ratings=5, factors=2)
     source = ratings.build(options)
-    tests = {c.name for c in source.classes if SPLITS.split_of(c.group, c.name) == "test"}
+    tests = {c.name for c in source.classes if split_of(SPLITS, c.group, c.name) == "test"}
     assert 0 < len(tests) < 12
     table = pyarrow.csv.read_csv(path).to_pandas()
     table.loc[table.user.isin(tests), "rating"] = 6 - table[table.user.isin(tests)].rating  # they change their minds
@@ -72,6 +74,20 @@ def test_what_test_users_say_describes_no_item(tmp_path: Path) -> None:
         write_pool(ratings.build(replace(options, file=str(file))), SPLITS, "ratings", "x" * 64, tmp_path / str(number))
         inputs.append(open_pool(tmp_path / str(number)).inputs)
     assert np.array_equal(*inputs)
+
+
+def test_the_linear_references_read_a_pool_as_it_lies_on_disk(tmp_path: Path) -> None:
+    write_pool(ratings.build(replace(OPTIONS, file=str(own(tmp_path, users=40)), min_ratings=5, factors=2)), THREE, "ratings", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    section = replace(load(["experiment=ratings"]).evaluation, settings=["1w3s"], query=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as torch's of read-only memory
+        found = linear_references(pool, section, 20, 0)
+    train = np.asarray(pool.targets)[pool.items(pool.split("train"))]
+    mean = found["mean"].predict(
+        found["mean"].adapt(Examples(torch.ones(1, 3, pool.inputs.shape[1]), torch.ones(1, 3), 1)), torch.zeros(1, 2, pool.inputs.shape[1])
+    )
+    assert mean.flatten().numpy() == pytest.approx(train.sum() / (len(train) + 1), abs=1e-6)
 
 
 def test_item_means_are_shrunk_and_factors_are_those_of_numpy(tmp_path: Path) -> None:
@@ -142,16 +158,162 @@ def test_a_file_without_a_needed_column_or_with_text_for_numbers_is_named(tmp_pa
         ratings.build(replace(OPTIONS, release="ml-1m"), str(tmp_path))
 
 
+def test_a_file_of_ratings_is_read_as_the_model_knows_its_items(tmp_path: Path) -> None:
+    source = ratings.build(replace(OPTIONS, file=str(own(tmp_path)), min_ratings=5, factors=2))
+    write_pool(source, SPLITS, "ratings", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    shelf = Shelf.open(pool.path, pool.kept["ratings"])
+    held_out = pool.items(pool.split("test"))  # who did not describe the items reads what the shelf holds
+    items = [source.item_notes[i] for i in held_out]
+    found, lacks = shelf.numbers(items, tmp_path)
+    assert np.array_equal(shelf.vectors[found], pool.inputs[held_out]) and not lacks
+    (tmp_path / "mine.csv").write_text("item,rating,user\nfilm 3,4.5,a\nfilm 7,2,b\nfilm 9,3,a\nno such film,3,a\n")
+    known, lacks = shelf.read(tmp_path / "mine.csv")
+    assert [(one.user, [shelf.names[i] for i in one.items], one.values.tolist()) for one in known] == [
+        ("a", ["film 3", "film 9"], [4.5, 3.0]),
+        ("b", ["film 7"], [2.0]),
+    ]
+    assert lacks == ["no such film"]
+    for text, told in (
+        ("item,stars\nfilm 3,4\n", "lacks rating"),
+        ("item,rating\nfilm 3,9\n", "ratings from 1 to 5, got 9"),
+        ("item,rating\nfilm 3,good\n", "numbers in column rating"),
+        ("item,rating\nfilm 3,4\nfilm 3,2\n", "one rating an item, got several of film 3"),
+        ("item,rating\nno such film,4\n", "must name items that the model knows, such as film 0"),
+    ):
+        (tmp_path / "mine.csv").write_text(text)
+        with pytest.raises(InputError, match=told):
+            shelf.read(tmp_path / "mine.csv")
+
+
+def test_beside_each_touched_item_stand_others_that_the_user_never_touched(tmp_path: Path) -> None:
+    path = touches(tmp_path)
+    told = pyarrow.csv.read_csv(path).sort_by([("user", "ascending"), ("time", "ascending")]).to_pandas()
+    again = told.assign(time=told.time + 100)  # everything is touched once more, later
+    pyarrow.csv.write_csv(pa.Table.from_pandas(pd.concat([again, told])), path)
+    source = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=2, negatives=2))
+    assert [c.count for c in source.classes] == [18] * 12
+    assert source.targets.tolist() == [0.5, -0.5, -0.5] * 72  # 1 and 0, centred
+    by_user = np.array(source.item_notes).reshape(12, 6, 3)
+    assert by_user[:, :, 0].ravel().tolist() == told["item"].tolist()
+    for user, items in zip(source.classes, by_user, strict=True):
+        assert len(set(items.ravel())) == 18, "no item twice"
+        assert not set(items[:, 1:].ravel()) & set(told[told.user == user.name]["item"])
+    others = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=2, negatives=2, seed=1))
+    assert (np.array(others.item_notes).reshape(12, 6, 3)[:, :, 0] == by_user[:, :, 0]).all() and others.item_notes != source.item_notes
+
+
+def test_what_is_drawn_is_a_function_of_seed_user_and_position(tmp_path: Path) -> None:
+    touched = np.array([4, 9, 2, 7])
+    drawn = untouched(touched, 50, 3, 5, "ann")
+    free = [i for i in range(50) if i not in touched]
+    order = sorted(free, key=lambda i: int(bits(key_of("untouched", 5, "ann"), np.array([i]))[0]))
+    assert drawn.tolist() == np.array(order[:12]).reshape(4, 3).tolist()
+    assert untouched(touched[::-1], 50, 3, 5, "ann").tolist() == drawn.tolist()
+    assert untouched(touched, 50, 3, 5, "bob").tolist() != drawn.tolist()
+    often = np.bincount(np.concatenate([untouched(touched, 20, 2, 0, str(user)).ravel() for user in range(4000)]), minlength=20)
+    assert (often[touched] == 0).all() and often.sum() == 32_000
+    assert np.abs(np.delete(often, touched) / 2000 - 1).max() < 0.1, "each of the 16 others as often"
+    with pytest.raises(InputError, match="need 12 of them, but only 11 of 15 items are left"):
+        untouched(touched, 15, 3, 0, "ann")
+
+
+def test_users_who_touched_nearly_all_are_left_out_and_popularity_counts_touches_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = touches(tmp_path)
+    table = pyarrow.csv.read_csv(path)
+    greedy = pa.table({"user": ["u999"] * 16, "item": [f"page {i}" for i in range(16)], "time": list(range(16))})
+    pyarrow.csv.write_csv(pa.concat_tables([table, greedy]), path)
+    source = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=0))
+    assert [c.name for c in source.classes] == [f"u{i:03}" for i in range(12)] and "1 users left out" in capsys.readouterr().err
+    write_pool(source, SPLITS, "clicks", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    shelf = Shelf.open(pool.path, pool.kept["ratings"])
+    trains = [c.name for c in source.classes if split_of(SPLITS, c.group, c.name) == "train"]
+    told = table.to_pandas()
+    count = told[told.user.isin(trains)].groupby("item").size()
+    assert pool.popularity == 1
+    assert shelf.vectors[:, 1] == pytest.approx([np.log1p(count.get(name, 0)) / 5 for name in shelf.names], abs=6e-4)
+
+
+def test_what_a_new_user_touched_is_read_as_a_task_would_be(tmp_path: Path) -> None:
+    path = touches(tmp_path)
+    source = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=2))
+    write_pool(source, SPLITS, "clicks", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    shelf = Shelf.open(pool.path, pool.kept["ratings"])
+    cls = pool.split("test")[0]
+    own, name = pool.items(np.array([cls])), source.classes[cls].name
+    table = pyarrow.csv.read_csv(path).sort_by("time")
+    table = table.filter(pa.compute.equal(table["user"], name))
+    again = table.set_column(2, "time", pa.compute.add(table["time"], 50)).take([3, 1, 0, 5, 4, 2])  # what is touched again counts once
+    pyarrow.csv.write_csv(pa.concat_tables([again, table]), tmp_path / "mine.csv")
+    known, _ = shelf.read(tmp_path / "mine.csv")
+    inputs, values = shelf.examples(known[0])
+    assert np.array_equal(inputs, pool.inputs[own]) and np.array_equal(values, pool.targets[own])
+    assert [shelf.names[i] for i in known[0].items] == table["item"].to_pylist()
+
+
 @pytest.mark.slow
-def test_the_chain_runs_on_ratings_and_adaptation_helps(new_workspace: Callable[[], Workspace], tmp_path: Path) -> None:
-    workspace = new_workspace()
-    file = own(tmp_path, users=120, each=14)
-    small = [f"{where}.fit.{name}" for where in ("base", "learner", "student.learner", "fusion") for name in ("steps=200", "epoch_steps=100")]
-    small += ["evaluation.tasks=60", "evaluation.gate_tasks=30", "evaluation.scratch_tasks=4", "tasks.query=4", "evaluation.query=4", "tasks.shot=8"]
-    asked = ["experiment=ratings", f"domain.source.file={file}", "domain.source.min_ratings=14", "evaluation.settings=[1w2s,1w8s]", "domain.source.factors=2"]
-    out = workspace.retrain(*asked, *small).stdout
-    assert "ratings version 1 is champion" in out
+def test_what_a_user_likes_is_ranked_from_what_they_touched(chain: Callable[[str], Chain], tmp_path: Path) -> None:
+    workspace = chain("clicks").workspace
     metrics = workspace.metrics()
-    assert metrics["test/1w8s/teacher/mse"] < 0.8 * metrics["test/1w2s/teacher/mse"], "eight ratings tell a taste of one number better than two"
+    assert metrics["test/1w8s/fused/pairs"] > metrics["test/1w8s/popularity/pairs"] + 0.1, "popularity knows no taste"
+    assert metrics["test/1w8s/fused/ndcg_5"] > metrics["test/1w8s/mean/ndcg_5"]
+    (tmp_path / "mine.csv").write_text("item\npage 1\npage 3\npage 5\npage 7\n")
+    told = workspace.run("flows.adapt", "model=models:/clicks@champion", f"support={tmp_path / 'mine.csv'}", f"out={tmp_path / 'ranked.csv'}").stdout
+    assert "26 items ranked for 1 user from 4 touched items" in told
+    ranked = pyarrow.csv.read_csv(tmp_path / "ranked.csv")
+    assert ranked.column_names == ["item", "title", "score"] and ranked["score"].to_pylist() == sorted(ranked["score"].to_pylist(), reverse=True)
+    best = [int(name.removeprefix("page ")) for name in ranked["item"].to_pylist()[:8]]
+    assert sum(item % 2 for item in best) >= 7, "who likes odd pages is shown odd pages"
+
+
+@pytest.mark.slow
+def test_eight_ratings_tell_a_taste_of_one_number_better_than_two(chain: Callable[[str], Chain]) -> None:
+    metrics = chain("ratings").workspace.metrics()
+    assert metrics["test/1w8s/teacher/mse"] < 0.8 * metrics["test/1w2s/teacher/mse"]
     assert metrics["test/1w8s/fused/mse"] < metrics["test/1w8s/nearest/mse"]
-    assert "ran: nothing" in workspace.retrain(*asked, *small).stdout
+
+
+@pytest.mark.slow
+def test_a_users_items_are_ranked_from_a_few_ratings(chain: Callable[[str], Chain], tmp_path: Path) -> None:
+    workspace = chain("ratings").workspace
+    (tmp_path / "mine.csv").write_text("item,rating\nfilm 3,4.5\nfilm 7,2\nfilm 9,3\n")
+    told = workspace.run("flows.adapt", "model=models:/ratings@champion", f"support={tmp_path / 'mine.csv'}", f"out={tmp_path / 'ranked.csv'}").stdout
+    assert "17 items ranked for 1 user from 3 ratings" in told
+    ranked = pyarrow.csv.read_csv(tmp_path / "ranked.csv")
+    folder = next(workspace.root.glob("mlruns/stages/fused/*/learner.json")).parent
+    learner, _, about = store.load(folder)
+    shelf = Shelf.open(folder, about["ratings"])
+    x = torch.from_numpy(shelf.vectors.copy())[None]
+    rated = [shelf.names.index(name) for name in ("film 3", "film 7", "film 9")]
+    middle = about["ratings"]["middle"]
+    with torch.no_grad():
+        adapted = learner.adapt(Examples(x[:, rated], torch.tensor([[4.5, 2, 3]]) - middle, 1))
+        wanted = learner.predict(adapted, x)[0, :, 0] + middle
+    left = [i for i in np.argsort(-wanted.numpy(), kind="stable") if i not in rated]
+    assert ranked["item"].to_pylist() == [shelf.names[i] for i in left]
+    assert ranked["rating"].to_pylist() == pytest.approx(wanted[left].clamp(1, 5).tolist(), abs=6e-4)
+    (tmp_path / "asked.csv").write_text("item\nfilm 1\nfilm 2\nfilm 3\n")
+    query = [f"query={tmp_path / 'asked.csv'}", "top=2"]
+    workspace.run("flows.adapt", "model=models:/ratings@champion", f"support={tmp_path / 'mine.csv'}", f"out={tmp_path / 'two.csv'}", *query)
+    assert len(pyarrow.csv.read_csv(tmp_path / "two.csv")) == 2
+    wrong = workspace.run("flows.adapt", "model=models:/ratings@champion", f"support={tmp_path / 'asked.csv'}", f"out={tmp_path / 'no.csv'}", expect=2)
+    assert "lacks rating" in wrong.stderr
+
+
+def test_a_copy_with_other_ratings_of_the_same_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.array([[7, 31, 2.5, 100], [7, 32, 4.0, 90], [8, 31, 1.0, 80]])
+    name, _, films, titles = LINES["ml-latest-small"]
+    text = "userId,movieId,rating,timestamp\n" + "".join(",".join(f"{v:g}" for v in row) + "\n" for row in rows[::-1])
+    monkeypatch.setitem(ratings.PUBLISHED, "ml-latest-small", {(3, 2)})
+    monkeypatch.setitem(ratings.DIGESTS, (3, 2), ratings.content_digest(rows))
+    for told, fine in ((text, True), (text.replace("2.5", "3.5"), False)):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr(f"x/{name}", told)
+            archive.writestr(f"x/{films}", titles)
+        if fine:
+            assert len(ratings.read_movielens(tmp_path / "a.zip", "ml-latest-small").value) == 3  # in another order, the same data
+            continue
+        with pytest.raises(InputError, match=r"the same number of others \(an altered copy\)"):
+            ratings.read_movielens(tmp_path / "a.zip", "ml-latest-small")

@@ -4,9 +4,7 @@ import re
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from workspace import SMOKE, Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +25,7 @@ def test_the_readme_stays_short_and_every_command_has_its_test() -> None:
             assert word.strip("'") in told, command
 
 
-@pytest.mark.parametrize("command", [*MAKE, "make ui", "make check", "make test-all", "make bench", "make help"])
+@pytest.mark.parametrize("command", [*MAKE, "make ui", "make check", "make test-all", "make bench", "make chaos", "make concurrent", "make gc", "make help"])
 def test_make_knows_the_command(command: str) -> None:
     subprocess.run(["make", "-n", *command.split()[1:]], cwd=ROOT, check=True, capture_output=True)
 
@@ -41,10 +39,7 @@ def test_links_and_files_named_in_the_readme_exist() -> None:
 @pytest.mark.parametrize("command", PYTHON)
 def test_a_command_of_the_readme_runs(finished: Workspace, command: str) -> None:
     module, *arguments = command.split()
-    pool = np.load(finished.root / "data/glyphs/inputs.npy", mmap_mode="r")
-    for folder, first in (("examples/a", 0), ("examples/b", 20), ("unknown", 40)):
-        (finished.root / folder).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(pool[first])).save(finished.root / folder / "1.png")
+    finished.draw_examples()
     if "<run" in command:
         client = finished.mlflow()
         runs = client.search_runs([client.get_experiment_by_name("glyphs").experiment_id])

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flows.sweeps import Point, table, varied
+from components.contracts import CELLS
+from flows.sweeps import Point, cells, further, table, varied
 
 
 def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "accuracy") -> Point:
@@ -17,7 +18,7 @@ def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "a
     pq.write_table(pa.table(columns), folder / "scores-test.parquet")
     metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "teacher/parameters": 1234.0}
     metrics |= {f"teacher/{t}/seconds": 0.002 for t in ("adapt", "predict")}
-    return Point(overrides, {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "metrics": metrics})
+    return Point(overrides, {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "validation": float(1 - scores.mean()), "metrics": metrics})
 
 
 def sweep(folder: Path, name: str = "accuracy") -> tuple[list[Point], dict[str, np.ndarray]]:
@@ -40,20 +41,38 @@ def test_points_are_grouped_by_what_differs_and_not_by_seed(tmp_path: Path) -> N
 def test_a_row_pools_the_tasks_of_all_seeds_and_tells_their_range(tmp_path: Path) -> None:
     points, scores = sweep(tmp_path)
     header, rows = table(points)
-    assert header[1] == "5w1s accuracy" and [row[0] for row in rows] == ["learner=ridge", "learner=maml"]
-    mean, half, spread = rows[0][1].replace("±", "").split(maxsplit=2)
+    assert header[1:3] == ["validation accuracy", "5w1s accuracy"]
+    assert [row[0] for row in rows] == ["learner=maml", "learner=ridge"], "by validation tasks, whatever test tasks say"
+    assert rows[1][1] == f"{100 - 100 * scores['ridge'].mean():.2f}"
+    mean, half, spread = rows[1][2].replace("±", "").split(maxsplit=2)
     assert float(mean) == pytest.approx(100 * scores["ridge"].mean(), abs=0.005)
     low, high = (float(x) for x in spread.strip("()").split("to"))
     assert (low, high) == pytest.approx(tuple(sorted(100 * scores["ridge"].mean(1))), abs=0.005)
     groups = np.arange(40) % 4
     by_group = np.array([scores["ridge"][:, groups == g].mean() for g in range(4)])
     assert 0 < float(half) < 200 * by_group.std() + 2  # of the size that four groups allow
-    assert rows[0][2:] == ["10", "1,234", "2.0", "2.0"]
+    assert rows[1][3:] == ["10", "1,234", "2.0", "2.0"]
 
 
 def test_where_less_is_better_the_least_comes_first(tmp_path: Path) -> None:
     points, _ = sweep(tmp_path, "mse")
-    assert [row[0] for row in table(points)[1]] == ["learner=maml", "learner=ridge"]
+    assert [row[0] for row in table(points)[1]] == ["learner=ridge", "learner=maml"]
+
+
+def test_a_further_score_has_a_table_of_its_own(tmp_path: Path) -> None:
+    points, _ = sweep(tmp_path, "mse")
+    random = np.random.default_rng(2)
+    own = {}
+    for p in points:
+        path = Path(p.result["evaluation"]) / "scores-test.parquet"
+        frame = pq.read_table(path)
+        own[tuple(p.overrides)] = random.random(len(frame))
+        pq.write_table(frame.append_column("mae", pa.array(own[tuple(p.overrides)])), path)
+    header, rows = further(points, "mae")
+    assert header == ["", "5w1s mae"]
+    for row in rows:
+        pooled = np.concatenate([values[:-1] for key, values in own.items() if row[0] in key])  # the last row is the base's
+        assert row[1].startswith(f"{pooled.mean():.4f} ± ")
 
 
 def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_row(tmp_path: Path) -> None:
@@ -77,3 +96,19 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
     assert told["teacher - base"][0].startswith(f"{gaps.mean():+.2f} ± ")
     assert told["teacher - base"][0].endswith(f"({gaps.mean(1).min():+.2f} to {gaps.mean(1).max():+.2f})")
     assert told["teacher"][header.index("challenge error") - 1] == "11.00 ± 11.00 (10.00 to 12.00)"
+
+
+def test_the_cells_of_a_cold_start_pool_the_seeds_too(tmp_path: Path) -> None:
+    points, scores = sweep(tmp_path, "mse")
+    points = [p for p in points if "learner=maml" in p.overrides]
+    for number, p in enumerate(points):
+        whole = pq.read_table(f"{p.result['evaluation']}/scores-test.parquet").to_pandas()
+        for place, cell in enumerate(CELLS):
+            pq.write_table(
+                pa.Table.from_pandas(whole.assign(score=whole.score + place, mae=10.0 * place + number)), tmp_path / f"maml{number}/scores-{cell}.parquet"
+            )
+            p.result["metrics"][f"{cell}/5w1s/teacher/mse"] = 0.0
+    header, rows = cells(points, "5w1s", "mse")
+    assert header == ["", *CELLS] and [row[0] for row in rows] == ["teacher"]
+    assert [float(cell.split()[0]) for cell in rows[0][1:]] == pytest.approx([scores["maml"].mean() + place for place in range(4)], abs=1e-4)
+    assert cells(points, "5w1s", "mae")[1][0][2].startswith("10.5000 ± ") and cells(points, "5w1s", "mae")[1][0][2].endswith(" (10.0000 to 11.0000)")

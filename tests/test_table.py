@@ -1,4 +1,4 @@
-"""The user's own vectors: columns, missing numbers, scaling by training rows alone; and the whole chain on them."""
+"""The user's own vectors: columns, missing numbers, scaling by training rows alone; and adapting to them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from workspace import Workspace
+from sources import Chain, letter_rows
 
 from components.contracts import InputError, SplitsSection
 from components.domains import table
 from components.domains.columns import Columns, read_table
 from components.domains.options import TableOptions
 from components.domains.pool import open_pool, write_pool
+from components.splits import split_of
 
 
 def options(file: Path, **more: object) -> TableOptions:
@@ -46,16 +47,16 @@ def test_csv_and_parquet_are_the_same_rows_class_by_class(tmp_path: Path, capsys
 def test_scaling_is_measured_on_training_rows_alone(tmp_path: Path) -> None:
     pq.write_table(rows(), tmp_path / "rows.parquet")
     source = table.build(options(tmp_path / "rows.parquet", features=["first", "second"]))
-    splits = SplitsSection(val=[], gate=[], test=[], shares={"test": 0.5})
-    homes = [splits.split_of("rows", c.name) for c in source.classes]
+    splits = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.5})
+    homes = [split_of(splits, "rows", c.name) for c in source.classes]
     assert {"train", "test"} <= set(homes)
     write_pool(source, splits, "table", "x" * 64, tmp_path / "pool")
     pool = open_pool(tmp_path / "pool")
     train = pool.items(pool.split("train"))
     assert pool.inputs[train].mean(0) == pytest.approx([0, 0], abs=1e-6) and pool.inputs[train].std(0) == pytest.approx([1, 1], abs=1e-6)
     assert pool.inputs == pytest.approx((source.inputs - source.inputs[train].mean(0)) / source.inputs[train].std(0), abs=1e-5)
-    assert pool.columns is not None
-    later = Columns(**pool.columns).take(rows(), tmp_path)  # what comes later is read in the same way
+    assert "columns" in pool.kept
+    later = Columns(**pool.kept["columns"]).take(rows(), tmp_path)  # what comes later is read in the same way
     assert later[::3] == pytest.approx(pool.inputs[:4], abs=1e-5)
 
 
@@ -66,10 +67,20 @@ def test_missing_numbers_are_refused_dropped_or_filled_with_the_mean(tmp_path: P
     dropped = table.build(options(tmp_path / "rows.parquet", missing="drop"))
     assert len(dropped.inputs) == 11 and "1 of 12 rows dropped" in capsys.readouterr().err
     filled = table.build(options(tmp_path / "rows.parquet", missing="mean"))
-    write_pool(filled, SplitsSection(val=[], gate=[], test=[], shares={}), "table", "x" * 64, tmp_path / "pool")
+    write_pool(filled, SplitsSection(train=None, val=[], gate=[], test=[], shares={}), "table", "x" * 64, tmp_path / "pool")
+    large = rows().set_column(0, "first", [pa.array([1e300, *range(11)])])  # no float32 holds it
+    pq.write_table(large, tmp_path / "large.parquet")
+    with pytest.raises(InputError, match="1 of 12 rows with a missing one"):
+        table.build(options(tmp_path / "large.parquet"))
     inputs = open_pool(tmp_path / "pool").inputs
     assert np.isfinite(inputs).all() and inputs[5, 0] == 0  # the second row of c1
     assert inputs.mean(0) == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_a_name_of_two_lines_is_told_in_one(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"first\nsecond": [1.0, 2.0]}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="it has first second"):
+        table.build(options(tmp_path / "rows.parquet"))
 
 
 def test_a_column_that_is_missing_or_holds_text_and_a_class_of_two_groups_are_named(tmp_path: Path) -> None:
@@ -91,17 +102,9 @@ def test_a_column_that_is_missing_or_holds_text_and_a_class_of_two_groups_are_na
 
 
 @pytest.mark.slow
-def test_the_chain_runs_on_a_table_and_adapts_to_rows_of_new_classes(new_workspace: Callable[[], Workspace], tmp_path: Path) -> None:
-    workspace = new_workspace()
-    pool = np.load(workspace.root / "data/glyphs/inputs.npy", mmap_mode="r")
-    pixels = np.stack([np.asarray(pool[c * 20 : c * 20 + 8]) for c in range(60)]).reshape(480, 7, 4, 7, 4).mean((2, 4)).reshape(480, 49)
-    own = pa.table({f"p{i}": pixels[:, i] for i in range(49)} | {"label": [f"letter-{i // 8}" for i in range(480)]})
-    pyarrow.csv.write_csv(own.slice(0, 400), tmp_path / "rows.csv")
-    small = [f"{where}.fit.{name}" for where in ("base", "learner", "student.learner", "fusion") for name in ("steps=40", "epoch_steps=20")]
-    small += ["evaluation.tasks=20", "evaluation.gate_tasks=20", "evaluation.scratch_tasks=2", "evaluation.scratch_steps=2", "tasks.val=20"]
-    asked = ["experiment=table", f"domain.source.file={tmp_path / 'rows.csv'}", "tasks.way=3", "evaluation.settings=[3w1s]"]
-    out = workspace.retrain(*asked, *small).stdout
-    assert "table version 1 is champion" in out
+def test_a_champion_of_rows_adapts_to_new_classes_and_is_kept(chain: Callable[[str], Chain], tmp_path: Path) -> None:
+    made = chain("table")
+    workspace, own = made.workspace, letter_rows(made.workspace)
     assert workspace.metrics()["test/3w1s/fused/accuracy"] > 0.5
     new = [i for c in (52, 57) for i in range(8 * c, 8 * c + 5)]
     pyarrow.csv.write_csv(own.take(new), tmp_path / "support.csv")

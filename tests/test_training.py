@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from components.batches import ItemBatches, TaskBatches, bent
-from components.contracts import AugmentSection, FitJob, FitSection
+from components.contracts import AugmentSection, FitSection
 from components.domains import images
 from components.domains.pool import Pool
+from components.job import FitJob, Watch
 from components.launch import fit
 from components.tasksets import read_table
 from flows.config import load
@@ -82,48 +83,59 @@ class StopError(Exception):
     """Stands for a kill at the end of an epoch."""
 
 
+class Heard(Watch):
+    """Keep all that is told; stop the fit at the end of the epoch of a step."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop, self.steps, self.epochs, self.again = stop, [], {}, []
+
+    def step(self, step: int) -> None:
+        self.steps.append(step)
+
+    def epoch(self, step: int, metrics: dict[str, float], again: bool) -> None:
+        assert step not in self.epochs, "told twice"
+        self.epochs[step] = metrics
+        self.again += [step] * again
+        if step == self.stop:
+            raise StopError
+
+
 @pytest.mark.parametrize("objective", ["base", "meta", "distill"])
 @pytest.mark.parametrize("damaged", [False, True])
 def test_an_interrupted_fit_ends_as_an_undisturbed_one(small_pool: Pool, small_tasksets: Path, tmp_path: Path, objective: str, damaged: bool) -> None:
     more = {}
     if objective == "distill":
-        fit(job(small_pool, small_tasksets, tmp_path / "teacher", "meta"), lambda *_: None, "teacher")
+        fit(job(small_pool, small_tasksets, tmp_path / "teacher", "meta"), Watch(), "teacher")
         recipe = replace(CONFIG.student.recipe, feature_weight=1.0, class_weight=1.0, teacher_shots=2, noise=0.1, unlabelled=3)
         more = {"teachers": (str(tmp_path / "teacher" / "out"),), "recipe": recipe}
-    wanted = outcome(tmp_path / "a", fit(job(small_pool, small_tasksets, tmp_path / "a", objective, **more), lambda *_: None, "a"))
+    wanted = outcome(tmp_path / "a", fit(job(small_pool, small_tasksets, tmp_path / "a", objective, **more), Watch(), "a"))
     disturbed = job(small_pool, small_tasksets, tmp_path / "b", objective, **more)
 
-    def stop(step: int, metrics: dict[str, float]) -> None:
-        if step == 9:
-            raise StopError
-
     with pytest.raises(StopError):
-        fit(disturbed, stop, "b")
+        fit(disturbed, Heard(9), "b")
     newest = tmp_path / "b" / "state" / "state.ckpt"
     if damaged:
         newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
-    told = []
-    found = outcome(tmp_path / "b", fit(disturbed, lambda step, _: told.append(step), "b"))
+    heard = Heard()
+    found = outcome(tmp_path / "b", fit(disturbed, heard, "b"))
     assert found[0] == wanted[0]
     assert found[1] == wanted[1]
-    assert told == [3, 6, 9, 12]  # the epochs before the stop are told again, once each
+    assert list(heard.epochs) == [3, 6, 9, 12]  # the epochs before the stop are told again, once each
+    assert heard.again == [3, 6] if damaged else [3, 6, 9]
+    assert heard.steps == list(range(heard.again[-1] + 1, 13))
 
 
 @pytest.mark.parametrize("name", ["maml", "set_transformer", "ridge", "mamlpp"])
 def test_every_kind_of_learner_resumes_exactly(small_pool: Pool, small_tasksets: Path, tmp_path: Path, name: str) -> None:
     section = load(["experiment=smoke", f"learner={name}", "learner.start=pretrained"]).learner
-    fit(job(small_pool, small_tasksets, tmp_path / "base", "base"), lambda *_: None, "base")
+    fit(job(small_pool, small_tasksets, tmp_path / "base", "base"), Watch(), "base")
     more = {"learner": section, "start": str(tmp_path / "base" / "out")}
-    wanted = outcome(tmp_path / "a", fit(job(small_pool, small_tasksets, tmp_path / "a", "meta", **more), lambda *_: None, "a"))
+    wanted = outcome(tmp_path / "a", fit(job(small_pool, small_tasksets, tmp_path / "a", "meta", **more), Watch(), "a"))
     disturbed = job(small_pool, small_tasksets, tmp_path / "b", "meta", **more)
 
-    def stop(step: int, metrics: dict[str, float]) -> None:
-        if step == 6:
-            raise StopError
-
     with pytest.raises(StopError):
-        fit(disturbed, stop, "b")
-    assert outcome(tmp_path / "b", fit(disturbed, lambda *_: None, "b")) == wanted
+        fit(disturbed, Heard(6), "b")
+    assert outcome(tmp_path / "b", fit(disturbed, Watch(), "b")) == wanted
 
 
 def test_accumulated_parts_reach_the_weights_of_the_whole(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
@@ -133,7 +145,7 @@ def test_accumulated_parts_reach_the_weights_of_the_whole(small_pool: Pool, smal
     for parts in (1, 2):
         trainer = replace(CONFIG.trainer, threads=1, accumulate=parts)
         section = load(["experiment=smoke", "learner=maml"]).learner
-        fit(job(small_pool, small_tasksets, tmp_path / str(parts), "meta", learner=section, trainer=trainer), lambda *_: None, "parts")
+        fit(job(small_pool, small_tasksets, tmp_path / str(parts), "meta", learner=section, trainer=trainer), Watch(), "parts")
         found.append(load_file(tmp_path / str(parts) / "out" / "learner.safetensors"))
     for name, value in found[0].items():
         if name != "temperature":
@@ -143,11 +155,11 @@ def test_accumulated_parts_reach_the_weights_of_the_whole(small_pool: Pool, smal
 def test_no_steps_take_the_start_as_it_is(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     from components.learners import store
 
-    of_base = fit(job(small_pool, small_tasksets, tmp_path / "base", "base"), lambda *_: None, "base")
+    of_base = fit(job(small_pool, small_tasksets, tmp_path / "base", "base"), Watch(), "base")
     base = tmp_path / "base" / "out"
     for name in ("base", "rfs", "finetune"):
         section = load(["experiment=smoke", f"learner={name}", "learner.fit.steps=0", "learner.fit.epoch_steps=10"]).learner
-        metrics = fit(job(small_pool, small_tasksets, tmp_path / name, "meta", learner=section, fit=section.fit, start=str(base)), lambda *_: None, name)
+        metrics = fit(job(small_pool, small_tasksets, tmp_path / name, "meta", learner=section, fit=section.fit, start=str(base)), Watch(), name)
         learner, start = store.load(tmp_path / name / "out")[0], store.load(base)[0]
         for (a, one), (b, other) in zip(learner.backbone.named_parameters(), start.backbone.named_parameters(), strict=True):
             assert a == b and torch.equal(one, other)
@@ -165,15 +177,15 @@ def test_one_step_that_is_not_finite_is_left_out_and_counted(small_pool: Pool, s
         return (loss * float("nan") if len(calls) == 4 else loss), metrics
 
     monkeypatch.setattr(ProtoNet, "meta_loss", sometimes)
-    told = {}
-    fit(job(small_pool, small_tasksets, tmp_path, "meta"), lambda step, metrics: told.update({step: metrics.get("train/skipped")}), "sometimes")
-    assert told == {3: None, 6: 1.0, 9: None, 12: None}
+    heard = Heard()
+    fit(job(small_pool, small_tasksets, tmp_path, "meta"), heard, "sometimes")
+    assert {step: metrics.get("train/skipped") for step, metrics in heard.epochs.items()} == {3: None, 6: 1.0, 9: None, 12: None}
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     wild = job(small_pool, small_tasksets, tmp_path, "base", fit=replace(SECTION, lr=1e30))
     with pytest.raises(FloatingPointError, match="Lower lr"):
-        fit(wild, lambda *_: None, "wild")
+        fit(wild, Watch(), "wild")
     assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +198,7 @@ def test_two_gloo_processes_reach_the_weights_of_one(small_pool: Pool, small_tas
     learner = replace(section, start="scratch", options=section.options | {"norm": "running"})
     for name, devices in (("one", 1), ("two", 2)):
         trainer = replace(CONFIG.trainer, threads=1, devices=devices)
-        fit(job(small_pool, small_tasksets, tmp_path / name, "meta", learner=learner, trainer=trainer), lambda *_: None, name)
+        fit(job(small_pool, small_tasksets, tmp_path / name, "meta", learner=learner, trainer=trainer), Watch(), name)
     one, two = (load_file(tmp_path / name / "out" / "learner.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         if name != "temperature":  # a search on validation tasks, not a weight

@@ -11,16 +11,17 @@ import yaml
 from components.contracts import DomainSection, InputError, SplitsSection
 from components.domains import DOMAINS, glyphs
 from components.domains.options import OPTIONS
+from components.splits import homes, split_of
 from flows import paths, versions
 from flows.config import load
-from flows.versions import current_digest, pin_data, read_pin, tree_md5
+from flows.versions import current_digest, find_pin, pin_data, read_pin, tree_md5
 
 FEW = {"leave_out": [s for s in glyphs.SCRIPTS if s not in ("Hebrew", "Ogham", "Coptic", "Lisu")], "items_per_class": 2}
 
 
 def domain(**source) -> DomainSection:
     section = load().domain
-    splits = SplitsSection(val=["Ogham"], gate=["Coptic"], test=["Hebrew"], shares={})
+    splits = SplitsSection(train=None, val=["Ogham"], gate=["Coptic"], test=["Hebrew"], shares={})
     return replace(section, source=section.source | FEW | source, splits=splits)
 
 
@@ -96,6 +97,13 @@ def test_other_options_are_a_new_version_and_the_old_one_comes_back(project: Pat
     assert pin_data(domain(), str(kept), False, None).md5 == second.md5  # by a run's pin file
 
 
+@pytest.mark.slow
+def test_a_pin_that_looks_like_an_option_is_none(project: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.pin must be"):
+        find_pin(f"--output={project / 'written'}")
+    assert not list(project.glob("written*"))
+
+
 def test_a_deployed_run_leaves_the_pin_file_alone(project: Path) -> None:
     before = (project / "data.dvc").read_bytes()
     pinned = pin_data(domain(render_seed=6), None, False, None)
@@ -137,9 +145,23 @@ def test_files_of_another_domain_that_are_at_hand_nowhere(project: Path, monkeyp
 
 def test_splits_stay_when_groups_are_added() -> None:
     splits = domain().splits
-    before = {g: splits.split_of(g, g) for g in ("Hebrew", "Ogham", "Coptic", "Lisu")}
+    before = {g: split_of(splits, g, g) for g in ("Hebrew", "Ogham", "Coptic", "Lisu")}
     assert before == {"Hebrew": "test", "Ogham": "val", "Coptic": "gate", "Lisu": "train"}
-    assert splits.split_of("NewScript", "x") == "train"
+    assert split_of(splits, "NewScript", "x") == "train"
+
+
+def test_fewer_groups_train_nested_and_no_other_split_moves() -> None:
+    classes = [(group, f"{group}/{i}") for group in ("Hebrew", "Ogham", "Coptic", *"abcdefgh") for i in range(2)]
+    whole = homes(domain().splits, classes)
+    trained = []
+    for count in (1, 3, 8):
+        found = homes(replace(domain().splits, train=count), classes)
+        trained.append({group for (group, _), home in zip(classes, found, strict=True) if home == "train"})
+        assert [f if w != "train" else w for f, w in zip(found, whole, strict=True)] == whole
+    assert [len(t) for t in trained] == [1, 3, 8] and trained[0] < trained[1] < trained[2]
+    with pytest.raises(InputError, match="must be at most 8, the groups that could train, got 9"):
+        homes(replace(domain().splits, train=9), classes)
+    assert versions.source_digest(replace(domain(), splits=replace(domain().splits, train=3))) != versions.source_digest(domain())
 
 
 def test_an_unknown_version_is_told(project: Path) -> None:

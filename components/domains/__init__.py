@@ -6,9 +6,10 @@ from types import ModuleType
 from components.contracts import InputError
 
 DOMAINS = {
+    "control": "components.domains.control",
     "glyphs": "components.domains.glyphs",
     "image_folder": "components.domains.image_folder",
-    "ratings": "components.domains.ratings",
+    **{name: "components.domains.ratings" for name in ("ratings", "clicks")},
     "sinusoid": "components.domains.sinusoid",
     "table": "components.domains.table",
     **{name: "components.domains.omniglot" for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},

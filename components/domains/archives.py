@@ -1,11 +1,26 @@
 """Archives that a domain is built from: found in a mirror, else downloaded once; either way checked by what they hold, not by their bytes."""
 
 import os
+import struct
 import urllib.error
 import urllib.request
+import zipfile
+import zlib
 from pathlib import Path
 
 from components.contracts import InputError
+
+# What reading a damaged archive, or one of another content, may raise.
+DAMAGED = (OSError, EOFError, LookupError, ValueError, AttributeError, RuntimeError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)
+LARGEST = 2**30  # bytes of one member, unpacked
+
+
+def read_member(archive: zipfile.ZipFile, name: str, most: int = LARGEST) -> bytes:
+    """Return one member, unpacked in memory. Raises BadZipFile where it says that it is larger than `most`; what it does not say is not read."""
+    size = archive.getinfo(name).file_size
+    if size > most:
+        raise zipfile.BadZipFile(f"{name} of {size:,} bytes, of at most {most:,}")
+    return archive.read(name)
 
 
 def locate(name: str, url: str, mirror: str | None) -> Path:

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from components.contracts import InputError, require
-from components.plain import describe, to_plain
+from components.plain import describe, one_line, to_plain
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Columns:
         moved = (rows - np.array(self.shift)) / np.array(self.scale) if self.shift else rows
         return (np.nan_to_num(moved, nan=0.0) if self.fill else moved).astype(np.float32)
 
-    def kept(self) -> dict[str, Any]:
-        return dict(to_plain(self))
+    def keep(self, folder: Path) -> dict[str, Any]:
+        return {"columns": to_plain(self)}
 
     def take(self, table: pa.Table, where: Path) -> np.ndarray:
         """Return inputs [N, D] of another table's rows. Raises InputError naming a column that is missing, or a missing number."""
         lacks = [name for name in self.names if name not in table.column_names]
         require(not lacks, f"{where} must have the columns that the model was trained on, but lacks {describe(lacks)}. Add them.")
         inputs = self.read(numbers(table, self.names, where))
-        gaps = int(np.isnan(inputs).any(1).sum())
+        gaps = int((~np.isfinite(inputs)).any(1).sum())
         require(gaps == 0, f"{where} must hold a number in every cell, got {gaps} rows with a missing one. Fill or remove them.")
         return inputs
 
@@ -55,9 +55,12 @@ class Columns:
 def read_table(path: Path) -> pa.Table:
     """Read a CSV file with a header, or a Parquet file. Raises InputError where it cannot be read."""
     try:
-        return pq.read_table(path) if path.suffix.lower() in (".parquet", ".pq") else pyarrow.csv.read_csv(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} must be a CSV file with a header or a Parquet file, got: {str(error).splitlines()[0]}. Check the file.") from error
+        table = pq.read_table(path) if path.suffix.lower() in (".parquet", ".pq") else pyarrow.csv.read_csv(path)
+        table.validate(full=True)  # texts that are no UTF-8, say
+        list(table.column_names)  # nor names
+        return table
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(f"{path} must be a CSV file with a header or a Parquet file, got: {one_line(error)}. Check the file.") from error
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -65,10 +68,10 @@ def is_numeric(kind: pa.DataType) -> bool:
 
 
 def numbers(table: pa.Table, names: Sequence[str], where: Path) -> np.ndarray:
-    """Return columns as [N, D] float64, missing and infinite numbers as NaN. Raises InputError naming a column of something else."""
+    """Return columns as [N, D] float64; missing numbers, and those too large for float32, as NaN. Raises InputError naming a column of something else."""
     kinds = {name: table.schema.field(name).type for name in names}
     odd = [f"{name} ({kind})" for name, kind in kinds.items() if not (is_numeric(kind) or pa.types.is_null(kind))]
     require(not odd, f"{where} must hold numbers in its feature columns, got {describe(odd)}. Leave them out, or turn them into numbers.")
     columns = [table.column(name).cast(pa.float64()).to_numpy() for name in names]
     rows = np.stack(columns, 1) if columns else np.zeros((len(table), 0))
-    return np.where(np.isfinite(rows), rows, np.nan)
+    return np.where(np.abs(rows) <= np.finfo(np.float32).max, rows, np.nan)

@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from components.contracts import InputError
-from components.domains.archives import locate
+from components.domains.archives import DAMAGED, locate, read_member
 from components.domains.options import OmniglotOptions
 from components.domains.pool import PoolClass, Source
+from components.plain import one_line
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{}.zip"
 # sha256 over every PNG in sorted order of its path: the path, then the 105 x 105 grey values.
@@ -40,15 +41,17 @@ def read_archive(path: Path, wanted: str | None) -> Iterator[tuple[str, str, np.
                 parts = name.split("/")
                 if len(parts) != 4:
                     raise InputError(f"{path} must hold <archive>/<alphabet>/<character>/<drawing>.png, got {name}. Use the original archive.")
-                with Image.open(io.BytesIO(archive.read(name))) as picture:
+                with Image.open(io.BytesIO(read_member(archive, name, 2**20)), formats=["PNG"]) as picture:
                     drawing = np.asarray(picture.convert("L"), dtype=np.uint8)
                 if drawing.shape != (SIDE, SIDE):
                     raise InputError(f"{path} must hold drawings of {SIDE} x {SIDE}, got {drawing.shape} in {name}. Use the original archive.")
                 digest.update(name.encode())
                 digest.update(drawing.tobytes())
                 yield parts[1], parts[2], drawing
-    except (OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} must be Omniglot's archive, got one that cannot be read: {error}. Fetch it again.") from error
+    except InputError:
+        raise
+    except (*DAMAGED, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} must be Omniglot's archive, got one that cannot be read: {one_line(error)}. Fetch it again.") from error
     if wanted is not None and digest.hexdigest() != wanted:
         raise InputError(f"{path} must hold the drawings with digest {wanted[:12]}..., got {digest.hexdigest()[:12]}... (altered copy). Fetch it again.")
 

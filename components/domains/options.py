@@ -26,8 +26,8 @@ class GlyphsOptions:
     leave_out: list[str]
 
     def __post_init__(self) -> None:
-        require(84 % self.size == 0, f"domain.source.size must divide 84 (the drawing canvas), got {self.size}. Use 28, 42 or 21.")
-        require(84 % self.mesh == 0 and self.mesh >= 1, f"domain.source.mesh must divide 84, got {self.mesh}. Use 1, 2, 3 or 4.")
+        require(self.size >= 1 and 84 % self.size == 0, f"domain.source.size must divide 84 (the drawing canvas), got {self.size}. Use 28, 42 or 21.")
+        require(self.mesh >= 1 and 84 % self.mesh == 0, f"domain.source.mesh must divide 84, got {self.mesh}. Use 1, 2, 3 or 4.")
         positive(**{"domain.source.items_per_class": self.items_per_class, "domain.source.min_styles": self.min_styles})
         require(len(self.fonts) >= self.min_styles, f"domain.source.fonts needs min_styles={self.min_styles} fonts, got {len(self.fonts)}.")
 
@@ -61,6 +61,7 @@ class OwnFiles:
 
     own: ClassVar[str]
     needed: ClassVar[bool] = True  # without them there is nothing else that the domain could be made of
+    younger: ClassVar[tuple[str, ...]] = ()  # options that came later: where they are 0, the data are the version that they were without them
 
     @property
     def given(self) -> bool:
@@ -128,24 +129,54 @@ class RatingsOptions(OwnFiles):
     """Ratings of items by users: a MovieLens `release`, or a CSV or Parquet `file` with the columns `user`, `item`, `rating` and `time`.
 
     Users with fewer than `min_ratings` are left out. An item is described by `factors` numbers of a factorisation of the training users'
-    ratings, beside its mean, its count, and genres and year where the release tells them.
+    ratings, beside its mean, its count, and genres and year where the release tells them. Where `rating` is null, a row says no more than
+    that the user touched the item, and after each stand `negatives` items that they never touched, drawn from `seed`.
+
+    `new_items`: the share of items that no training user is known by. `cells`: how many ratings of known items, and of new ones, users are
+    asked for in the cells of a cold start (cells.py); 0 makes none.
     """
 
     own: ClassVar[str] = "file"
     needed: ClassVar[bool] = False
+    younger: ClassVar[tuple[str, ...]] = ("new_items", "cells")
     release: str
     file: str | None
     user: str
     item: str
-    rating: str
+    rating: str | None
     time: str
+    negatives: int
+    seed: int
     min_ratings: int
     factors: int
+    new_items: float
+    cells: int
 
     def __post_init__(self) -> None:
+        require(0 <= self.new_items < 1, f"domain.source.new_items must lie in [0, 1), got {self.new_items}. Use 0.2, or 0 for none.")
+        require(self.cells >= 0, f"domain.source.cells must be at least 0, got {self.cells}. Use 15, or 0 for none.")
+        some = self.new_items > 0 or not self.cells
+        require(some, f"domain.source.cells={self.cells} ask for new items, got domain.source.new_items=0. Set domain.source.new_items=0.2.")
+        told = f"domain.source.new_items must be 0 where ratings have no values (domain.source.rating=null), got {self.new_items}. Set it to 0."
+        require(self.rating is not None or not self.new_items, told)
         require(self.release in RELEASES, f"domain.source.release must be one of {', '.join(RELEASES)}, got {self.release!r}. Choose one of them.")
-        positive(**{"domain.source.min_ratings": self.min_ratings})
+        positive(**{"domain.source.min_ratings": self.min_ratings, "domain.source.negatives": self.negatives})
         require(self.factors >= 0, f"domain.source.factors must be at least 0, got {self.factors}. Use 16, or 0 for none.")
+
+
+@dataclass
+class ControlOptions:
+    """`environments` of a kind, drawn by `seed`, each played at most `episodes` times."""
+
+    environment: Literal["navigation", "cartpole", "pendulum"]
+    environments: int
+    episodes: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        known = ("navigation", "cartpole", "pendulum")
+        require(self.environment in known, f"domain.source.environment must be one of {', '.join(known)}, got {self.environment!r}. Choose one of them.")
+        positive(**{"domain.source.environments": self.environments, "domain.source.episodes": self.episodes})
 
 
 def content(place: Path) -> str:
@@ -159,9 +190,10 @@ def content(place: Path) -> str:
 
 
 OPTIONS: dict[str, type] = {
+    "control": ControlOptions,
     "glyphs": GlyphsOptions,
     "image_folder": ImageFolderOptions,
-    "ratings": RatingsOptions,
+    **{name: RatingsOptions for name in ("ratings", "clicks")},
     "sinusoid": SinusoidOptions,
     "table": TableOptions,
     **{name: OmniglotOptions for name in ("omniglot", "omniglot-small1", "omniglot-small2", "omniglot-across")},

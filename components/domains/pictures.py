@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from components.contracts import InputError, require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ["PNG", "JPEG", "WEBP"]  # Pillow has decoders of some forty others, and what guesses a format may guess any of them
 
 
 def read_picture(path: Path, size: int, colour: bool = False) -> np.ndarray:
@@ -16,9 +17,9 @@ def read_picture(path: Path, size: int, colour: bool = False) -> np.ndarray:
     Raises InputError naming a file that is not a picture, or one too large to open safely.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             picture = ImageOps.exif_transpose(opened).convert("RGB" if colour else "L")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+    except Exception as error:  # on damaged bytes a decoder raises what it likes: ValueError, SyntaxError, struct.error, ...
         raise InputError(f"{path} must be a PNG, JPEG or WebP picture, got one that cannot be read ({type(error).__name__}). Remove or replace it.") from error
     if not colour and np.asarray(picture).mean() > 127:  # dark strokes on light paper
         picture = ImageOps.invert(picture)

@@ -2,12 +2,15 @@
 
 An item is described by what training users said of it: its mean, shrunk towards that of all, its count, and factors of what is left once
 users' and items' means are taken off (Koren, Bell, Volinsky 2009, Computer 42(8)); and by genres and year where the release tells them.
+Where ratings have no values, touches.py draws what was not touched beside what was.
 """
 
 import csv
 import dataclasses
+import hashlib
 import io
 import re
+import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,17 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 
 from components.contracts import InputError, require
-from components.domains.archives import locate
+from components.domains.archives import DAMAGED, locate, read_member
+from components.domains.cells import housed, new_ones
 from components.domains.columns import is_numeric, read_table
 from components.domains.options import RatingsOptions
-from components.domains.pool import PoolClass, Source
-from components.plain import describe
+from components.domains.pool import KEPT, PoolClass, Source
+from components.domains.touches import beside_untouched, first_touches
+from components.plain import describe, one_line
 
 URL = "https://files.grouplens.org/datasets/movielens/{}.zip"
 # (ratings, users) of the published releases; of ml-latest-small those of 2016 and of 2018. Altered copies circulate.
 PUBLISHED = {"ml-latest-small": {(100_004, 671), (100_836, 610)}, "ml-100k": {(100_000, 943)}, "ml-1m": {(1_000_209, 6_040)}}
+# Of those that were at hand, by their counts: sha256 over the rows (user, film, stars, time) as float64, sorted by user and film.
+DIGESTS = {(100_004, 671): "383bc32cf8b858ae8d25bbe233b51f0ff39b2ac5a6ff4f59280b45a0ba37a33a"}
 SHRINK = 5.0  # ratings' worth of doubt in an item's or a user's mean
 
 
@@ -38,6 +48,7 @@ class Told:
     value: np.ndarray
     time: np.ndarray
     sides: dict[str, list[float]]  # genres and year, in the same places for every item
+    titles: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_movielens(path: Path, release: str) -> Told:
@@ -45,18 +56,44 @@ def read_movielens(path: Path, release: str) -> Told:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {Path(n).name: n for n in archive.namelist()}
-            found = {kind: archive.read(names[name]) for kind, name in _FILES[release].items()}
-        rows = np.loadtxt(
-            io.StringIO(found["ratings"].decode().replace("::", ",").replace("\t", ",")), delimiter=",", skiprows=int(release == "ml-latest-small")
-        )
-        sides = _sides(dict(_movies(found["movies"], release)))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} must be MovieLens' archive {release}.zip, got one that cannot be read: {error}. Fetch it again.") from error
+            found = {kind: read_member(archive, names[name]) for kind, name in _FILES[release].items()}
+        rows = _numbers(found["ratings"].replace(b"::", b",").replace(b"\t", b","), skip=int(release == "ml-latest-small"))
+        films = dict(_movies(found["movies"], release))
+        sides = _sides(films)
+    except DAMAGED as error:  # Arrow's and csv's errors among them
+        raise InputError(f"{path} must be MovieLens' archive {release}.zip, got one that cannot be read: {one_line(error)}. Fetch it again.") from error
     counted = (len(rows), len(np.unique(rows[:, 0])))
     told = " or ".join(f"{ratings:,} ratings of {users:,} users" for ratings, users in sorted(PUBLISHED[release]))
     require(counted in PUBLISHED[release], f"{path} must hold {told}, got {counted[0]:,} of {counted[1]:,} (an altered copy). Fetch it again.")
-    users, items = (np.char.mod("%d", rows[:, i].astype(np.int64)) for i in (0, 1))
-    return Told(users, items, rows[:, 2], rows[:, 3], sides)
+    wanted = DIGESTS.get(counted)
+    same = wanted is None or content_digest(rows) == wanted
+    require(same, f"{path} must hold the ratings of {release}, got the same number of others (an altered copy). Fetch it again.")
+    users, items = (_names(rows[:, i]) for i in (0, 1))
+    return Told(users, items, rows[:, 2], rows[:, 3], sides, {number: title for number, (title, _) in films.items()})
+
+
+def content_digest(rows: np.ndarray) -> str:
+    """Return a digest of ratings [N, 4] whatever their order and the archive around them: copies are packed anew, and stay the same data."""
+    ordered = rows[np.lexsort((rows[:, 1], rows[:, 0]))].astype("<f8")
+    return hashlib.sha256(ordered.tobytes()).hexdigest()
+
+
+def _numbers(raw: bytes, skip: int) -> np.ndarray:
+    """Return a table of four columns of numbers as rows [N, 4]."""
+    names = ["user", "item", "rating", "time"]
+    table = pyarrow.csv.read_csv(
+        io.BytesIO(raw),
+        pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.float64())),
+    )
+    return np.stack([table[name].to_numpy() for name in names], 1)
+
+
+def _names(numbers: np.ndarray) -> np.ndarray:
+    """Return whole numbers as strings."""
+    distinct, place = np.unique(numbers.astype(np.int64), return_inverse=True)
+    named: np.ndarray = np.array([str(n) for n in distinct.tolist()])[place]
+    return named
 
 
 _FILES = {
@@ -93,16 +130,18 @@ def _sides(films: dict[str, tuple[str, set[str]]]) -> dict[str, list[float]]:
 def read_own(options: RatingsOptions) -> Told:
     """Read the user's own file. Raises InputError naming a column that is missing, or that should hold numbers and does not."""
     path, table = options.place, read_table(options.place)
-    needed = (options.user, options.item, options.rating, options.time)
+    numeric = [name for name in (options.rating, options.time) if name is not None]
+    needed = [options.user, options.item, *numeric]
     lacks = [name for name in needed if name not in table.column_names]
     require(not lacks, f"{path} must have the columns {', '.join(needed)}, but lacks {describe(lacks)}. Name them by domain.source.user and so on.")
-    for name in (options.rating, options.time):
+    for name in numeric:
         kind = table.schema.field(name).type
         require(is_numeric(kind), f"{path} must hold numbers in column {name}, got {kind}. Turn times into seconds, say.")
     user, item = (np.array([str(v) for v in table.column(name).to_pylist()]) for name in needed[:2])
-    value, time = (table.column(name).to_numpy().astype(np.float64) for name in needed[2:])
-    require(bool(np.isfinite(value).all() and np.isfinite(time).all()), f"{path} must hold a rating and a time in every row, got gaps. Remove those rows.")
-    return Told(user, item, value, time, {})
+    found = [table.column(name).to_numpy().astype(np.float64) for name in numeric]
+    whole = all(bool(np.isfinite(own).all()) for own in found)
+    require(whole, f"{path} must hold a number in every row of {' and '.join(numeric)}, got gaps. Remove those rows.")
+    return Told(user, item, np.ones(len(user)) if options.rating is None else found[0], found[-1], {})
 
 
 FOLDS = 5
@@ -120,6 +159,10 @@ class Catalogue:
     factors: int
     users: int
     sides: np.ndarray  # [items, S]
+    items: list[str] = dataclasses.field(default_factory=list)
+    titles: list[str] = dataclasses.field(default_factory=list)
+    scale: dict[str, Any] = dataclasses.field(default_factory=dict)  # columns of a file of ratings, and least, middle and greatest value
+    touches: bool = False  # values are 1 of what a user touched, and 0 of what was drawn beside it
     vectors: np.ndarray | None = None  # [1 + FOLDS, items, D] once fitted: of all training users, then without each fold
     fold: np.ndarray | None = None  # [users]: 0 for all others, fold + 1 for training users
 
@@ -148,7 +191,8 @@ class Catalogue:
 
         of_item = means(item, value - middle, items)
         of_user = means(user, value - middle - of_item[item], self.users)
-        parts = [of_item[:, None], np.log1p(np.bincount(item, minlength=items))[:, None] / 5, self.sides]
+        count = np.bincount(item, value if self.touches else None, items)
+        parts = [of_item[:, None], np.log1p(count)[:, None] / 5, self.sides]
         if self.factors:
             left = csr_array((value - middle - of_item[item] - of_user[user], (user, item)), shape=(self.users, items))
             _, size, directions = svds(left, k=self.factors, v0=np.ones(min(left.shape)), solver="arpack")
@@ -161,11 +205,15 @@ class Catalogue:
         """Return each row's item vector [N, D] float32."""
         assert self.vectors is not None and self.fold is not None
         user, item = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64)
-        found: np.ndarray = self.vectors[self.fold[user], item].astype(np.float32)
+        found: np.ndarray = self.vectors.astype(np.float32)[self.fold[user], item]
         return found
 
-    def kept(self) -> dict[str, Any]:
-        return {}
+    def keep(self, folder: Path) -> dict[str, Any]:
+        assert self.vectors is not None
+        vectors = self.vectors[0].astype(np.float32)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        pq.write_table(pa.table({"item": self.items, "title": self.titles, "vector": column}), folder / KEPT, compression="zstd")
+        return {"ratings": self.scale}
 
 
 def build(options: RatingsOptions, mirror: str | None = None) -> Source:
@@ -176,15 +224,36 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
         told = read_movielens(locate(f"movielens/{options.release}.zip", URL.format(options.release), mirror), options.release)
     users, user = np.unique(told.user, return_inverse=True)
     items, item = np.unique(told.item, return_inverse=True)
-    counts = np.bincount(user, minlength=len(users))
+    rows = np.stack([user, item, told.value], 1)[np.lexsort((item, told.time, user))]
+    if options.rating is None:
+        rows = rows[first_touches(rows)]  # what a user touches again counts once
+    counts = np.bincount(rows[:, 0].astype(np.int64), minlength=len(users))
     enough = counts >= options.min_ratings
+    if options.rating is None:
+        left = enough & (counts * (1 + options.negatives) > len(items))
+        enough &= ~left
+        if left.any():
+            told_of = f"{int(left.sum())} users left out, who touched so many of the {len(items)} items that too few are left to draw beside them"
+            print(told_of, file=sys.stderr, flush=True)
     require(int(enough.sum()) >= 4, f"domain.source needs four users with {options.min_ratings} ratings, got {int(enough.sum())}. Lower min_ratings.")
-    order = np.lexsort((item, told.time, user))
-    order = order[enough[user[order]]]
+    rows = rows[enough[rows[:, 0].astype(np.int64)]]
+    least, greatest = (float(told.value.min()), float(told.value.max())) if options.rating else (0.0, 1.0)
+    if options.rating is None:
+        rows, counts = beside_untouched(rows, users, len(items), options.negatives, options.seed), counts * (1 + options.negatives)
     width = len(next(iter(told.sides.values()), []))
     sides = np.array([told.sides.get(name, [0.0] * width) for name in items]).reshape(len(items), width)
     classes = [PoolClass(str(name), str(name), int(count)) for name, count, kept in zip(users, counts, enough, strict=True) if kept]
-    rows = np.stack([user[order], item[order], told.value[order]], 1)
-    middle = (told.value.min() + told.value.max()) / 2
-    targets = (told.value[order] - middle).astype(np.float32)
-    return Source(classes, rows, items[item[order]].tolist(), targets, reading=Catalogue(options.factors, len(users), sides), ordered=True)
+    middle = (least + greatest) / 2
+    scale: dict[str, Any] = {"user": options.user, "item": options.item, "rating": options.rating, "time": options.time}
+    scale |= {"least": least, "middle": middle, "greatest": greatest}
+    scale |= {} if options.rating else {"negatives": options.negatives, "seed": options.seed}
+    if options.new_items:
+        new = new_ones(items.tolist(), options.new_items)
+        numbers, classes = housed(rows, users, new, options.cells, options.min_ratings)
+        rows = rows[numbers]
+        unknown = "" if width else ", and nothing describes them: neither genres nor years are told"
+        print(f"{int(new.sum()):,} of {len(items):,} items are new to who trains{unknown}", file=sys.stderr, flush=True)
+    titles = [told.titles.get(name, name) for name in items]
+    reading = Catalogue(options.factors, len(users), sides, items.tolist(), titles, scale, options.rating is None)
+    names = items.astype(object)[rows[:, 1].astype(np.int64)].tolist()  # each name stands in memory once
+    return Source(classes, rows, names, (rows[:, 2] - middle).astype(np.float32), reading=reading, ordered=True, popularity=1)

@@ -5,12 +5,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from components.contracts import require
+from components.learners.fused_policy import FusedPolicy
 from components.learners.gradient import Maml
 from components.learners.learner import Adapted, Learner, class_means
+from components.learners.policy import Policy
 from components.objectives import one_hot
 from components.tasks import Examples
 
 SIDE_BY_SIDE = ("concat", "whitened")
+
+
+def join(members: list[Learner], combine: str, weights: list[float], joint: bool, input_shape: tuple[int, ...]) -> "FusedLearner | FusedPolicy":
+    """Return the members as one learner; policies become a policy."""
+    policies = [m for m in members if isinstance(m, Policy)]
+    if not policies:
+        return FusedLearner(members, combine, weights, joint, input_shape)
+    require(
+        len(policies) == len(members) and combine == "mixture" and not joint,
+        f"Policies are fused by the product of what they would do, got {combine}. Use average or weights.",
+    )
+    return FusedPolicy(policies, weights)
 
 
 class FusedLearner(Learner):

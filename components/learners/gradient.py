@@ -64,7 +64,9 @@ class Maml(Learner):
 
     def body(self, tasks: int) -> Adapted:
         """Return each task's own copy of theta without the head."""
-        return {name: p.expand(tasks, *p.shape) for name, p in self.backbone.named_parameters()}
+        copies = {name: p.expand(tasks, *p.shape) for name, p in self.backbone.named_parameters()}
+        # Copies of frozen weights move as well.
+        return copies if all(p.requires_grad for p in self.backbone.parameters()) else {name: w.requires_grad_() for name, w in copies.items()}
 
     def head_for(self, support: Examples) -> Adapted:
         tasks, rows = len(support.y), self.objective.outputs(support.way)

@@ -23,6 +23,7 @@ class Learner(nn.Module):
 
     theta_meta: tuple[str, ...] = ()
     theta_fixed: bool = True
+    of_base: tuple[str, ...] = ("backbone.",)  # what a learner that starts from another takes over from it
     encodes: bool = False  # one encoder serves all tasks
     centroids: bool = False  # adapts by one mean feature a class, compared by cosine
     tasks_at_once: int = 1_000_000

@@ -184,8 +184,52 @@ class MannOptions(CnpOptions):
         positive(**{"learner.options.slots": self.slots, "learner.options.decay": self.decay})
 
 
+@dataclass
+class PolicyOptions:
+    """A round is `episodes` long. `discount` and `gae` weigh what comes later; what was played serves `updates` outer steps; `std` of actions at first."""
+
+    episodes: int
+    discount: float
+    gae: float
+    updates: int
+    std: float
+    belief: float
+    explore: float
+
+    def __post_init__(self) -> None:
+        positive(**{f"learner.options.{name}": getattr(self, name) for name in ("episodes", "updates", "std")})
+        for name in ("discount", "gae"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"learner.options.{name} must lie in [0, 1], got {value}. Use 0.99.")
+
+
+@dataclass
+class GradientPolicyOptions(PolicyOptions):
+    """Steps begin at rate `inner_lr`, which is learned."""
+
+    inner_lr: float
+    first_order: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(**{"learner.options.inner_lr": self.inner_lr})
+
+
+@dataclass
+class MemoryPolicyOptions(PolicyOptions):
+    """`questions` are asked of all steps; what is read has `width` numbers."""
+
+    width: int
+    questions: int
+    every: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(**{"learner.options.width": self.width, "learner.options.questions": self.questions})
+
+
 ALL = ("cross_entropy", "squared_error", "ranking")
-CLASSES, VALUES = ("cross_entropy",), ("squared_error", "ranking")
+CLASSES, VALUES, RETURN = ("cross_entropy",), ("squared_error", "ranking"), ("return",)
 
 
 @dataclass(frozen=True)
@@ -193,6 +237,7 @@ class Family:
     """Where a learner's code is, what options it takes, which objectives it can learn, and why not the others.
 
     `inner`: it adapts by the inner loop of gradient.py. `encodes`: one encoder serves all tasks. `centroids`: it keeps one mean a class, by cosine.
+    `beside_start`: meta-training tunes something beside the weights that it starts from.
     """
 
     module: str
@@ -203,6 +248,7 @@ class Family:
     inner: bool = False
     encodes: bool = True
     centroids: bool = False
+    beside_start: bool = True
 
     @property
     def path(self) -> str:
@@ -210,14 +256,15 @@ class Family:
 
 
 _MEANS = "it keeps one mean a class, and values have no classes"
+_PLAYS = "it learns from episodes that it plays itself"
 FAMILIES: dict[str, Family] = {
     "maml": Family("gradient", "Maml", InnerOptions, inner=True, encodes=False),
     "fomaml": Family("gradient", "Maml", InnerOptions, inner=True, encodes=False),
     "finetune": Family("gradient", "Maml", InnerOptions, inner=True, encodes=False),
     "anil": Family("gradient", "Anil", AnilOptions, inner=True),
     "meta_sgd": Family("rules", "MetaSgd", InnerOptions, inner=True, encodes=False),
-    "reptile": Family("gradient", "Reptile", InnerOptions, inner=True, encodes=False),
-    "imaml": Family("gradient", "Imaml", ImamlOptions, inner=True, encodes=False),
+    "reptile": Family("gradient", "Reptile", InnerOptions, inner=True, encodes=False, beside_start=False),
+    "imaml": Family("gradient", "Imaml", ImamlOptions, inner=True, encodes=False, beside_start=False),
     "mamlpp": Family("rules", "MamlPlusPlus", MamlPlusPlusOptions, inner=True, encodes=False),
     "meta_curvature": Family("rules", "MetaCurvature", InnerOptions, inner=True, encodes=False),
     "alfa": Family("rules", "Alfa", AlfaOptions, inner=True, encodes=False),
@@ -234,8 +281,15 @@ FAMILIES: dict[str, Family] = {
     "snail": Family("memory", "Snail", SnailOptions),
     "cnp": Family("memory", "Cnp", CnpOptions),
     "set_transformer": Family("memory", "SetTransformer", SetTransformerOptions),
+    "policy_gradient": Family("policy", "GradientPolicy", GradientPolicyOptions, RETURN, _PLAYS, encodes=False),
+    "policy_memory": Family("policy", "MemoryPolicy", MemoryPolicyOptions, RETURN, _PLAYS, encodes=False),
 }
-BASES = {"cross_entropy": ("metric", "CosineBase"), "squared_error": ("closed_form", "LinearBase"), "ranking": ("closed_form", "LinearBase")}
+BASES = {
+    "cross_entropy": ("metric", "CosineBase"),
+    "squared_error": ("closed_form", "LinearBase"),
+    "ranking": ("closed_form", "LinearBase"),
+    "return": ("policy", "PolicyBase"),
+}
 
 
 def family(name: str) -> Family:

@@ -1,4 +1,4 @@
-"""What a learner is measured against: no learning, no pre-training, no adaptation."""
+"""What a learner is measured against: no learning, no pre-training, no adaptation; or being told what is hidden."""
 
 import copy
 
@@ -52,6 +52,28 @@ class Unadapted(Learner):
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         return x.flatten(2) @ adapted["head"].transpose(1, 2)
+
+
+class WithoutSupport(Learner):
+    """A policy before it has played anything; it is not given the support's episodes."""
+
+    def __init__(self, policy: Learner) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        return self.policy.adapt_features(Examples(support.x[:, :0], support.y[:, :0], support.way))
+
+    def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
+        return self.policy.predict_features(adapted, x)
+
+
+class Told(WithoutSupport):
+    """A policy that is told its environment's hidden parameters: a bound, not a contender."""
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        known: Adapted = self.policy.knowing(support.x[:, 0, :-1])  # type: ignore[operator]
+        return known
 
 
 class Scratch(Learner):

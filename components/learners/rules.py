@@ -69,7 +69,7 @@ class MamlPlusPlus(Maml):
 
     def train(self, mode: bool = True) -> "MamlPlusPlus":
         super().train(mode)
-        if self.options.norm == "per_step":
+        if self.options.norm == "per_step" and not getattr(self.backbone, "frozen", False):
             self.backbone.train(mode)
         return self
 

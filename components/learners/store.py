@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components.contracts import AugmentSection, BackboneSection, InputError, require
+from components.domains.pool import KEPT
+from components.learners import past
 from components.learners.learner import Adapted, Learner
 from components.learners.options import BASES, family
 from components.networks import build_backbone
 from components.objectives import OBJECTIVES
-from components.plain import from_plain, to_plain
+from components.plain import from_plain, narrow, one_line, to_plain
 
 Spec = dict[str, Any]
 
@@ -32,9 +35,12 @@ def initial_weights(seed: int) -> Iterator[None]:
         yield
 
 
-def spec_of(name: str, options: dict[str, Any], backbone: BackboneSection, input_shape: tuple[int, ...], objective: str) -> Spec:
+def spec_of(
+    name: str, options: dict[str, Any], backbone: BackboneSection, input_shape: tuple[int, ...], objective: str, environment: str | None = None
+) -> Spec:
     """Return the plain specification of a learner: all that `build` needs. `theta*` is the name of a base model."""
-    return {"name": name, "options": options, "backbone": to_plain(backbone), "input_shape": list(input_shape), "objective": objective}
+    spec = {"name": name, "options": options, "backbone": to_plain(narrow(backbone, BackboneSection)), "input_shape": list(input_shape), "objective": objective}
+    return spec | ({"environment": environment} if environment is not None else {})
 
 
 def fused_spec(members: list[Spec], combine: str, weights: list[float], joint: bool) -> Spec:
@@ -53,31 +59,43 @@ def build(spec: Spec, seed: int = 0) -> Learner:
     """Build a learner with fresh weights drawn from `seed`. Raises InputError for a name, objective or backbone that does not fit."""
     shape, objective = tuple(spec["input_shape"]), spec["objective"]
     if spec["name"] == "fused":
-        fused = importlib.import_module("components.learners.fused").FusedLearner
-        learner: Learner = fused([build(member) for member in spec["members"]], spec["combine"], spec["weights"], spec["joint"], shape)
+        fused = importlib.import_module("components.learners.fused")
+        learner: Learner = fused.join([build(member) for member in spec["members"]], spec["combine"], spec["weights"], spec["joint"], shape)
         return learner
     if spec["name"] == "views":
         views = importlib.import_module("components.learners.views").Views
         looking: Learner = views(build(spec["member"], seed), spec["count"], from_plain(AugmentSection, spec["augment"]))
         return looking
+    more: tuple[Any, ...] = ()
+    if objective == "return":
+        from components.environments import ENVIRONMENTS
+        from components.learners.policy import CONTEXT
+
+        more = (ENVIRONMENTS[spec["environment"]],)
+        shape = (more[0].observation + CONTEXT,)
     with initial_weights(seed):
         backbone = build_backbone(from_plain(BackboneSection, spec["backbone"]), shape)
         if spec["name"] == "theta*":
             module, kind = BASES[objective]
-            made = getattr(importlib.import_module(f"components.learners.{module}"), kind)(backbone, backbone.dim, spec["options"])
+            made = getattr(importlib.import_module(f"components.learners.{module}"), kind)(backbone, backbone.dim, spec["options"], *more)
         else:
             of = family(spec["name"])
-            made = getattr(importlib.import_module(of.path), of.kind)(backbone, backbone.dim, of.options(**spec["options"]))
+            made = getattr(importlib.import_module(of.path), of.kind)(backbone, backbone.dim, of.options(**spec["options"]), *more)
         made.objective = OBJECTIVES[objective]
         made.started()
     return made  # type: ignore[no-any-return]
 
 
-def save(learner: Learner, spec: Spec, folder: Path, about: dict[str, Any]) -> None:
-    """Write `learner.json` (specification, and `about`: domain, training classes) and `learner.safetensors`."""
+def save(learner: Learner, spec: Spec, folder: Path, about: dict[str, Any], beside: Path | None = None) -> None:
+    """Write `learner.json` (specification, and `about`: domain, training classes) and `learner.safetensors`.
+
+    What a model keeps to read rows that come later is taken from the folder `beside`, where there is any.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
     save_file(state, folder / "learner.safetensors")
+    if beside is not None and (beside / KEPT).exists():
+        shutil.copy(beside / KEPT, folder)
     (folder / "learner.json").write_text(json.dumps({"spec": spec, "about": about}, indent=1, sort_keys=True) + "\n")
 
 
@@ -86,14 +104,16 @@ def load(folder: str | Path) -> tuple[Learner, Spec, dict[str, Any]]:
     folder = Path(folder)
     try:
         told = json.loads((folder / "learner.json").read_text())
-        learner = build(told["spec"])
-        learner.load_state_dict(load_file(folder / "learner.safetensors"))
+        spec = past.specification(told["spec"])
+        learner = build(spec)
+        learner.load_state_dict(past.weights(spec, load_file(folder / "learner.safetensors")))
     except InputError:
         raise
     except Exception as error:  # safetensors raises its own type; torch a RuntimeError on shapes
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"A learner needs learner.json and learner.safetensors that match, got in {folder}: {first}. Train or register it again.") from error
-    return learner.eval(), told["spec"], told["about"]
+        raise InputError(
+            f"A learner needs learner.json and learner.safetensors that match, got in {folder}: {one_line(error)}. Train or register it again."
+        ) from error
+    return learner.eval(), spec, told["about"]
 
 
 def save_adapted(adapted: Adapted, folder: Path, classes: list[str]) -> None:
@@ -109,7 +129,7 @@ def load_adapted(folder: str | Path) -> tuple[Adapted, list[str]]:
     try:
         return load_file(path), list(json.loads((Path(folder) / "adapted.json").read_text())["classes"])
     except Exception as error:  # safetensors raises its own type
-        raise InputError(f"{path} must be readable, got: {str(error).splitlines()[0]}. Adapt and save again.") from error
+        raise InputError(f"{path} must be readable, got: {one_line(error)}. Adapt and save again.") from error
 
 
 def digest(learner: Learner) -> str:

@@ -1,0 +1,104 @@
+"""The catalogue of items as a model keeps it, and what users have rated or touched, read by it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.contracts import InputError, require
+from components.domains.columns import is_numeric, read_table
+from components.domains.pool import KEPT
+from components.domains.touches import with_untouched
+from components.plain import describe
+
+
+@dataclass(frozen=True)
+class Known:
+    """What one user has rated: the items' numbers in the catalogue, and the values as the file tells them (1 where it tells none)."""
+
+    user: str
+    items: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The catalogue as a model keeps it: every item's name, title and vector [items, D], and the scale of ratings."""
+
+    names: list[str]
+    titles: list[str]
+    vectors: np.ndarray
+    scale: dict[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, scale: dict[str, Any]) -> "Shelf":
+        """Read it beside a model. Raises InputError where it is missing or damaged."""
+        try:
+            table = pq.read_table(folder / KEPT).combine_chunks()
+            vectors = table["vector"].chunk(0).flatten().to_numpy().reshape(len(table), -1)
+            return cls(table["item"].to_pylist(), table["title"].to_pylist(), vectors, scale)
+        except (OSError, KeyError, ValueError, pa.ArrowInvalid) as error:
+            raise InputError(f"{folder} must hold the catalogue {KEPT} of its items, got: {error}. Train or register the model again.") from error
+
+    def numbers(self, told: list[Any], where: Path) -> tuple[np.ndarray, list[str]]:
+        """Return the numbers of items by name, and the names that the catalogue lacks. Raises InputError where it lacks all of them."""
+        place = {name: i for i, name in enumerate(self.names)}
+        asked = [str(value) for value in told]
+        found, lacks = [place[name] for name in asked if name in place], sorted({name for name in asked if name not in place})
+        require(len(found) > 0, f"{where} must name items that the model knows, such as {describe(self.names[:3])}, got none. Use their names.")
+        return np.array(found), lacks
+
+    def read(self, path: Path) -> tuple[list[Known], list[str]]:
+        """Read a file of ratings, of one user or of several; return each user's, and the items that the catalogue lacks.
+
+        Rows are taken in the order of the column of times, where there is one. Raises InputError where a column is missing, a rating lies
+        outside of the scale, a user rated an item twice, or touched too many.
+        """
+        table, scale = read_table(path), self.scale
+        needed = [scale["item"], *([scale["rating"]] if scale["rating"] else [])]
+        lacks = [name for name in needed if name not in table.column_names]
+        require(not lacks, f"{path} must have the columns {' and '.join(needed)}, but lacks {describe(lacks)}. Add them.")
+        if scale["time"] in table.column_names:
+            table = table.sort_by(scale["time"])
+        values = self._values(table, path) if scale["rating"] else np.ones(len(table))
+        several = scale["user"] in table.column_names
+        users = np.array([str(v) for v in table.column(scale["user"]).to_pylist()] if several else [""] * len(table))
+        items = np.array([str(v) for v in table.column(scale["item"]).to_pylist()])
+        known, missing = [], set()
+        for user in dict.fromkeys(users.tolist()):
+            own = users == user
+            twice = sorted({name for name in items[own] if (items[own] == name).sum() > 1})
+            who = f" by {user}" if user else ""
+            fine = not (twice and scale["rating"])
+            require(fine, f"{path} must hold one rating an item, got several of {describe(twice)}{who}. Keep the newest.")
+            here, unknown = self.numbers(items[own].tolist(), path)
+            missing |= set(unknown)
+            once = np.sort(np.unique(here, return_index=True)[1])  # what is touched again counts once
+            known.append(Known(user, here[once], values[own][~np.isin(items[own], unknown)][once]))
+            self.examples(known[-1])  # raises before any work
+        require(len(known) > 0, f"{path} must hold ratings, got none. Add some.")
+        return known, sorted(missing)
+
+    def _values(self, table: pa.Table, path: Path) -> np.ndarray:
+        name, least, greatest = (self.scale[key] for key in ("rating", "least", "greatest"))
+        kind = table.schema.field(name).type
+        require(is_numeric(kind), f"{path} must hold numbers in column {name}, got {kind}. Give each rating as a number.")
+        values: np.ndarray = table.column(name).to_numpy().astype(np.float64)
+        odd = values[~((values >= least) & (values <= greatest))]
+        require(not len(odd), f"{path} must hold ratings from {least:g} to {greatest:g}, got {describe([f'{v:g}' for v in odd])}.")
+        return values
+
+    def examples(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
+        """Return the vectors [S, D] and centred values [S] that a learner adapts to; after what was touched comes what was not, as in training."""
+        items, values, scale = known.items, known.values, self.scale
+        if scale["rating"] is None:
+            items, values = with_untouched(items, len(self.names), scale["negatives"], scale["seed"], known.user)
+        return self.vectors[items], (values - scale["middle"]).astype(np.float32)
+
+    def told(self, values: np.ndarray) -> np.ndarray:
+        """Return centred values on the scale of ratings."""
+        found: np.ndarray = np.clip(values + self.scale["middle"], self.scale["least"], self.scale["greatest"])
+        return found

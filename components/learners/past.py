@@ -1,0 +1,41 @@
+"""What earlier versions wrote, read as this one writes it: a model that was champion once can be loaded, and says what it said then.
+
+Whoever gives an option, a key or a part of a learner another name, or adds one, adds a line here: the value under which nothing changes.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
+
+from components.learners.options import FAMILIES
+
+KEYS = {"objective": "cross_entropy"}  # of a specification
+BACKBONE = {"norm": "batch", "activation": "relu"}
+OPTIONS = {"scale": 0.0}  # a head that starts at one learned vector
+PARTS = {"snail": {"blocks.": "layers."}}
+
+Value = TypeVar("Value")
+
+
+def specification(told: dict[str, Any]) -> dict[str, Any]:
+    """Return a specification with all that was not there when it was written."""
+    spec = KEYS | told
+    if "members" in spec:
+        return spec | {"members": [specification(member) for member in spec["members"]]}
+    if "member" in spec:
+        return spec | {"member": specification(spec["member"])}
+    spec["backbone"] = BACKBONE | spec["backbone"]
+    if spec["name"] in FAMILIES:
+        known = {field.name for field in dataclasses.fields(FAMILIES[spec["name"]].options)}
+        spec["options"] = {name: value for name, value in OPTIONS.items() if name in known} | spec["options"]
+    return spec
+
+
+def weights(spec: dict[str, Any], state: dict[str, Value], prefix: str = "") -> dict[str, Value]:
+    """Return weights under the names that they have now."""
+    inner = [(f"{prefix}members.{i}.", member) for i, member in enumerate(spec.get("members", []))]
+    inner += [(f"{prefix}member.", spec["member"])] if "member" in spec else []
+    for place, member in inner:
+        state = weights(member, state, place)
+    for before, now in PARTS.get(spec["name"], {}).items():
+        state = {prefix + now + key.removeprefix(prefix + before) if key.startswith(prefix + before) else key: value for key, value in state.items()}
+    return state

@@ -1,0 +1,93 @@
+"""Put what prefect.yaml and automations.yaml hold on the Prefect server that PREFECT_API_URL names: `python -m flows.deploy`
+
+Work pools are made where they are missing; deployments and automations that are there are brought up to date. FEWLOOP_WEBHOOK_URL, where it
+is set, is called when a run fails or crashes.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import yaml
+
+from components.contracts import InputError
+from flows import cli, paths
+
+DEPLOYMENTS, AUTOMATIONS = paths.HOUSE / "prefect.yaml", paths.HOUSE / "automations.yaml"
+PROCESSES = paths.HOUSE / "deploy" / "process.json"  # the template of a pool; beside it those for Docker and Kubernetes
+WEBHOOK = "FEWLOOP_WEBHOOK_URL"
+VARIABLE = "fewloop_deployed"  # of the server: the digest of what was put there
+
+
+def pools() -> list[str]:
+    return sorted({d["work_pool"]["name"] for d in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]})
+
+
+def digest() -> str:
+    """Return the digest of all that a server is given."""
+    told = [DEPLOYMENTS.read_bytes(), AUTOMATIONS.read_bytes(), os.environ.get(WEBHOOK, "").encode()]
+    return hashlib.sha256(b"\0".join(told)).hexdigest()
+
+
+def deploy() -> None:
+    """Make pools, deployments and automations. Raises InputError where no server answers, RuntimeError with Prefect's words where it refuses."""
+    if not os.environ.get("PREFECT_API_URL"):
+        raise InputError("PREFECT_API_URL must name a Prefect server, got none. Run make serve-flows, which starts one, or set it.")
+    for pool in pools():
+        _pool(pool)
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(DEPLOYMENTS), "--all"]
+    made = subprocess.run(command, cwd=paths.CODE, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if made.returncode:
+        raise RuntimeError(f"prefect deploy ended with exit code {made.returncode}: {(made.stdout + made.stderr)[-2000:]}")
+    automations()
+    from prefect.variables import Variable
+
+    Variable.set(VARIABLE, digest(), overwrite=True)
+
+
+def _pool(name: str) -> None:
+    """Make a work pool of processes, unless there is one of that name: whatever it is, it is the user's."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    with get_client(sync_client=True) as client:
+        try:
+            template = json.loads(PROCESSES.read_text())
+            client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))  # type: ignore[attr-defined]
+        except ObjectAlreadyExists:
+            pass
+
+
+def automations() -> None:
+    """Make the automations of automations.yaml, each once; those that call a webhook only where FEWLOOP_WEBHOOK_URL is set."""
+    from prefect.blocks.webhook import Webhook
+    from prefect.client.orchestration import get_client
+    from prefect.events.schemas.automations import AutomationCore
+    from pydantic import SecretStr
+
+    url, block = os.environ.get(WEBHOOK), None
+    if url:
+        block = str(Webhook(method="POST", url=SecretStr(url)).save("fewloop-failed-runs", overwrite=True))
+    with get_client(sync_client=True) as client:
+        for told in yaml.safe_load(AUTOMATIONS.read_text())["automations"]:
+            held = client.read_automations_by_name(told["name"])
+            calls = [action for action in told["actions"] if action["type"] == "call-webhook"]
+            for action in calls:
+                action["block_document_id"] = block
+            for extra in held[0 if calls and not block else 1 :]:
+                client.delete_automation(extra.id)
+            if calls and not block:
+                continue
+            wanted: Any = AutomationCore.model_validate(told)
+            if held:
+                client.update_automation(held[0].id, wanted)
+            else:
+                client.create_automation(wanted)
+
+
+if __name__ == "__main__":
+    cli.guarded(deploy)

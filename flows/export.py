@@ -1,0 +1,41 @@
+"""Write a model's backbone as weights that a learner can begin from: `python -m flows.export model=<uri> out=<folder>`"""
+
+import sys
+from pathlib import Path
+
+from flows import cli
+from flows.paths import into_place
+
+HELP = """python -m flows.export model=<uri> out=<folder>
+
+Writes backbone.json and backbone.safetensors, for `python -m flows.retrain backbone.start=<folder>` or for use elsewhere.
+  model    models:/<name>@<alias>, models:/<name>/<version>, or the folder of a learner, such as a teacher's under mlruns/stages/teacher/
+  out      a new folder
+"""
+
+
+def export(model: str, out: str) -> None:
+    """Read the learner and write its one backbone. Raises InputError where it has several."""
+    from components.contracts import require
+    from flows import tracking
+
+    target = Path(out)
+    require(target.parent.is_dir() and not target.exists(), f"out must be a new folder in one that exists, got {out}. Choose another name.")
+    folder = tracking.model_folder(model)
+    from components import backbones
+    from components.contracts import BackboneSection
+    from components.learners import store
+    from components.plain import from_plain
+
+    learner, spec, _ = store.load(folder)
+    spec = spec.get("member", spec)  # of a learner that looks at several views
+    several = f"got {model}, which is {spec['name']} of {len(spec.get('members', []))} learners"
+    require("backbone" in spec, f"export needs a learner of one backbone, {several}. Name a teacher or student: a folder under mlruns/stages/.")
+    section, shape = from_plain(BackboneSection, spec["backbone"]), tuple(spec["input_shape"])
+    with into_place(target) as partial:
+        backbones.save(learner.backbone, section, shape, partial)  # type: ignore[arg-type]
+    print(f"{section.name} backbone of widths {section.widths} for inputs {list(shape)}: {target}")
+
+
+if __name__ == "__main__":
+    cli.entry(export, sys.argv[1:], HELP)

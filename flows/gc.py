@@ -1,0 +1,119 @@
+"""Remove what nothing needs any more: `python -m flows.gc days=30`"""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from components.manifest import MANIFEST
+from flows import cli, paths
+from flows.versions import PIN
+
+HELP = """python -m flows.gc days=<number> [dry=true]
+
+Removes stages' outputs, training states and versions of data that no run has used for so many days, and says how much that is.
+Kept whatever their age: what a registered model version was made from, each stage's newest output, and data that a registered
+version, this checkout or a commit of it pins. Remotes and MLflow's own runs stay as they are (see `mlflow gc`).
+  days   0 removes all that is not kept
+  dry    (optional) true: say what would go, remove nothing
+"""
+
+
+def collect(days: str, dry: str = "false") -> None:
+    """Find what may go, and remove it. Raises InputError where an argument is none."""
+    from components.contracts import require
+    from flows import tracking
+
+    require(days.isdigit(), f"days must be a whole number, got {days!r}. Use days=30.")
+    require(dry in ("true", "false"), f"dry must be true or false, got {dry!r}. Leave it out.")
+    before = time.time() - 86_400 * int(days)
+    versions = [v for m in tracking.store().search_registered_models() for v in tracking.versions(m.name)] if tracking.store_exists() else []
+    outputs = [*unused_outputs(before, {v.tags.get(tag, "") for v in versions for tag in ("fingerprint", "evaluation")})]
+    pins = [text for v in versions if (text := tracking.run_artifact(v.tags.get("retrain.run_id", ""), PIN)) is not None]
+    data = [*unused_data(before, [*pins, *_own_pins()])]
+    freed = sum(_remove(path, dry == "true") for path in [*outputs, *data])
+    told = "would free" if dry == "true" else "freed"
+    print(f"{told} {freed / 2**20:.1f} MB: {len(outputs)} outputs and states of stages, {len(data)} files of data that nothing pins")
+
+
+def unused_outputs(before: float, registered: Iterable[str]) -> Iterator[Path]:
+    """Yield outputs, states and records of stages that nothing used since and that no registered fingerprint was made from."""
+    manifests: dict[str, dict[str, Any]] = {}
+    for path in paths.stages().glob(f"*/*/{MANIFEST}"):
+        try:
+            manifests[path.parent.name] = json.loads(path.read_text()) | {"folder": path.parent, "used": path.stat().st_mtime}
+        except (OSError, ValueError):
+            continue  # a damaged output is the next run's to make again
+    newest: dict[str, str] = {}
+    for name, told in sorted(manifests.items(), key=lambda item: float(item[1]["finished"])):
+        newest[told["key"]["name"]] = name
+    todo, kept = [*newest.values(), *(f[:16] for f in registered), *(n for n, m in manifests.items() if m["used"] > before)], set()
+    while todo:
+        name = todo.pop()
+        if name in manifests and name not in kept:
+            kept.add(name)
+            todo += [fingerprint[:16] for fingerprint in manifests[name]["key"]["upstream"].values()]
+    yield from (told["folder"] for name, told in manifests.items() if name not in kept)
+    for state in (p for kind in ("state", "partial") for p in paths.stages().glob(f"*/*.{kind}")):
+        if state.stat().st_mtime <= before and _free(state.with_suffix(".lock")):
+            yield state
+    for record in (paths.stages() / "records").glob("*"):
+        if record.name[:16] not in kept and record.is_file() and record.stat().st_mtime <= before:
+            yield record
+
+
+def unused_data(before: float, pins: Iterable[str]) -> Iterator[Path]:
+    """Yield files of the cache that nothing used since and that none of the pins names."""
+    cache, kept = paths.root() / ".dvc" / "cache" / "files" / "md5", set()
+    for text in pins:
+        for out in yaml.safe_load(text).get("outs", []):
+            whole = cache / out["md5"][:2] / out["md5"][2:]
+            kept.add(whole)
+            if whole.exists():
+                kept |= {cache / entry["md5"][:2] / entry["md5"][2:] for entry in json.loads(whole.read_text())}
+    yield from (path for path in cache.glob("*/*") if path not in kept and path.stat().st_mtime <= before)
+
+
+def _own_pins() -> Iterator[str]:
+    """Yield the pin of the checkout and those of all its commits."""
+    own = paths.root() / PIN
+    if own.exists():
+        yield own.read_text()
+    commits = subprocess.run(["git", "log", "--all", "--format=%H", "--", PIN], cwd=paths.root(), capture_output=True, text=True)
+    for commit in commits.stdout.split():
+        shown = subprocess.run(["git", "show", f"{commit}:{PIN}"], cwd=paths.root(), capture_output=True, text=True)
+        if shown.returncode == 0:
+            yield shown.stdout
+
+
+def _free(lock: Path) -> bool:
+    """Tell whether nobody holds the lock."""
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+def _remove(path: Path, dry: bool) -> int:
+    """Remove a file or folder and return its bytes."""
+    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    if dry:
+        return size
+    if path.is_dir():
+        (path / MANIFEST).unlink(missing_ok=True)  # first: an output without it is none, so a half removed one is never taken for whole
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    return size
+
+
+if __name__ == "__main__":
+    cli.entry(collect, sys.argv[1:], HELP)

@@ -1,0 +1,32 @@
+"""One deployed run a domain at a time: a deployment's own limit knows nothing of the other deployments."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+from prefect import runtime
+
+from flows import paths
+
+
+@contextmanager
+def turn(domain: str) -> Iterator[None]:
+    """Wait until no other deployed run works on the domain; the system frees the lock of one that is killed.
+
+    A run from the command line waits for nobody: the locks of stages and data tell it where it meets another.
+    """
+    if runtime.deployment.id is None:
+        yield
+        return
+    paths.runs().mkdir(parents=True, exist_ok=True)
+    lock = FileLock(paths.runs() / f"domain-{domain}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"domain {domain}: waiting for the run that works on it", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,59 @@
+"""A backup that is taken while a pipeline runs is whole, and comes back: the champion answers as before, and nothing is trained again."""
+
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workspace import SMOKE, Workspace
+
+FEW = [SMOKE, "student.count=0"]
+ASKED = ["model=models:/glyphs@champion", "domain=glyphs", SMOKE]
+
+
+@pytest.mark.slow
+def test_a_project_comes_back_from_its_backup(new_workspace: Callable[..., Workspace], own_prefect: dict[str, str], tmp_path: Path) -> None:
+    workspace = new_workspace(own_prefect | {"PREFECT_HOME": str(tmp_path / "home")})
+    workspace.retrain(*FEW)
+    scored = workspace.run("flows.evaluate", *ASKED).stdout
+    waits = workspace.root / "mlruns" / "spool" / "0" / "refused.jsonl"
+    waits.parent.mkdir(parents=True)
+    waits.write_text("{}\n")
+    writing = workspace.start("flows.retrain", *FEW, "seed=1")
+    file = tmp_path / "kept.tar"
+    assert str(file) in workspace.run("flows.backup", f"out={file}").stdout
+    writing.communicate(timeout=300)
+    runs = workspace.root / "mlruns"
+    assert "must find no runs" in workspace.run("flows.backup", f"restore={file}", expect=2).stderr
+    shutil.rmtree(runs)
+    shutil.rmtree(tmp_path / "home")
+    (workspace.root / "data.dvc").unlink()
+    assert str(workspace.root) in workspace.run("flows.backup", f"restore={file}").stdout
+    assert (tmp_path / "home" / "prefect.db").exists() and waits.read_text() == "{}\n"
+    assert workspace.run("flows.evaluate", *ASKED).stdout == scored
+    told = workspace.retrain(*FEW)
+    assert "ran: nothing" in told.stdout
+    assert not list(workspace.root.glob(".restore-*")) and not list(runs.rglob("*.partial"))
+
+
+def test_what_is_no_backup_is_told_and_changes_nothing(new_workspace: Callable[..., Workspace], finished: Workspace, tmp_path: Path) -> None:
+    workspace: Workspace = new_workspace()
+    kept = tmp_path / "kept.tar"
+    finished.run("flows.backup", f"out={kept}")
+    with tarfile.open(tmp_path / "climbs.tar", "w") as tar:
+        tar.add(__file__, "../outside.py")
+    (tmp_path / "cut.tar").write_bytes(kept.read_bytes()[:100_000])
+    (tmp_path / "text.tar").write_text("not a tar")
+    before = {p: p.stat().st_mtime for p in workspace.root.rglob("*") if p.is_file()}
+    for arguments, told in (
+        ([f"restore={kept}"], f"must happen where the backup was made, {finished.root}"),
+        *(([f"restore={tmp_path / name}.tar"], "must be a whole file") for name in ("climbs", "cut", "text")),
+        (["restore=nowhere"], "must be a file"),
+        ([f"out={kept}"], "must be a new file"),
+        ([f"out={tmp_path / 'other.tar'}"], "must exist"),
+        ([f"out={kept}", f"restore={kept}"], "Either"),
+    ):
+        assert told in workspace.run("flows.backup", *arguments, expect=2).stderr, arguments
+    assert {p: p.stat().st_mtime for p in workspace.root.rglob("*") if p.is_file()} == before
+    assert not (tmp_path / "outside.py").exists() and not (tmp_path / "other.tar").exists()

@@ -1,0 +1,74 @@
+"""What is removed, and what never is."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from test_versions import domain, project  # noqa: F401
+from workspace import SMOKE, Workspace
+
+from flows import caching, gc
+from flows.caching import Key
+from flows.versions import pin_data
+
+
+def made(name: str, value: int, finished: float, **upstream: str) -> Key:
+    """Write an output of a stage as the pipeline does, last used at `finished`."""
+    key = Key(name, name.partition("-")[0], {"value": value}, upstream, "code")
+    with caching.writing(key) as slot:
+        (slot.partial / "weights").write_bytes(b"x" * 1000)
+        caching.commit(key, slot, "run", 1.0, {})
+    os.utime(key.folder / caching.MANIFEST, (finished, finished))
+    return key
+
+
+def test_what_was_registered_is_kept_with_all_that_it_was_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWLOOP_ROOT", str(tmp_path))
+    chains = []
+    for version in range(3):
+        base = made("base", version, 100.0 + version)
+        teacher = made("teacher", version, 100.0 + version, base=base.fingerprint, pool="md5 of data")
+        chains.append([base, teacher, made("fused", version, 100.0 + version, teacher=teacher.fingerprint)])
+    state = chains[0][0].folder.with_suffix(".state")
+    state.mkdir()
+    os.utime(state, (50, 50))
+
+    def names(before: float, registered: set[str]) -> set[str]:
+        return {p.name for p in gc.unused_outputs(before, registered)}
+
+    folders = [{key.folder.name for key in chain} for chain in chains]
+    assert names(1000, set()) == folders[0] | folders[1] | {state.name}, "the newest output of each stage is kept"
+    assert names(1000, {chains[0][2].fingerprint}) == folders[1] | {state.name}
+    assert names(1000, {chains[0][1].fingerprint}) == folders[1] | {chains[0][2].folder.name, state.name}
+    assert names(101.0, set()) == folders[0] | folders[1] | {state.name}
+    assert names(100.5, set()) == folders[0] | {state.name}, "what was used since is kept"
+    with caching.writing(chains[0][0]):
+        assert state.name not in names(1000, set()), "somebody writes it"
+    for path in list(gc.unused_outputs(1000, {chains[0][2].fingerprint})):
+        gc._remove(path, dry=False)
+    assert [[caching.lookup(key) is not None for key in chain] for chain in chains] == [[True] * 3, [False] * 3, [True] * 3]
+
+
+def test_data_that_a_pin_names_stay(project: Path) -> None:  # noqa: F811
+    first = pin_data(domain(), None, True, None)
+    old = first.pin
+    pin_data(domain(render_seed=5), None, True, None)
+    now = (project / "data.dvc").read_text()
+    cached = set((project / ".dvc/cache/files/md5").glob("*/*"))
+    assert set(gc.unused_data(2e9, [])) == cached
+    assert not set(gc.unused_data(2e9, [old, now])) and not set(gc.unused_data(0, []))
+    gone = set(gc.unused_data(2e9, [now]))
+    assert gone and gone < cached
+    for path in gone:
+        gc._remove(path, dry=False)
+    shutil.rmtree(project / "data")
+    assert pin_data(domain(render_seed=5), None, True, None).how == "restored by DVC"
+
+
+def test_the_command_keeps_what_the_champion_needs(finished: Workspace) -> None:
+    assert "would free 0.0 MB" in finished.run("flows.gc", "days=30", "dry=true").stdout
+    finished.run("flows.gc", "days=0")
+    told = finished.run("flows.retrain", SMOKE, "--dry-run").stdout.splitlines()
+    assert len(told) == 9 and all(line.split()[1] == "cached" for line in told), told
+    assert "days must be a whole number" in finished.run("flows.gc", "days=soon", expect=2).stderr

@@ -1,0 +1,39 @@
+"""Models that earlier versions of this code saved: each loads, and says what it said then.
+
+Under `past/<commit>/<learner>/` lie a learner as that commit's `store.save` wrote it and, in `told.json`, what its `serving.predict` said of
+the request below.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components import serving
+from components.learners import past, store
+
+SAVED = sorted((Path(__file__).parent / "past").glob("*/*"))
+
+
+@pytest.mark.parametrize("folder", SAVED, ids=["/".join(folder.parts[-2:]) for folder in SAVED])
+def test_what_was_saved_once_says_the_same(folder: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    support, query = (random.integers(0, 256, (count, 28, 28)).astype(np.uint8) for count in (6, 4))
+    learner, spec, about = store.load(folder)
+    told = serving.predict(learner, support, np.repeat(np.arange(3), 2), query)
+    assert np.allclose(told, json.loads((folder / "told.json").read_text()), atol=1e-6)
+    assert len(np.unique(told.round(4))) > 3, "it tells pictures apart"
+    store.save(learner, spec, tmp_path / "again", about)  # as a member or a teacher's copy is
+    again = store.load(tmp_path / "again")[0]
+    assert np.array_equal(serving.predict(again, support, np.repeat(np.arange(3), 2), query), told)
+    assert past.specification(spec) == spec, "what is new stays as it is"
+
+
+def test_what_is_no_learner_is_still_told(tmp_path: Path) -> None:
+    shutil.copytree(SAVED[0], tmp_path / "odd")
+    for text in ("{}", '{"spec": {"name": "fused", "members": 3}, "about": {}}', '{"spec": {"name": "protonet"}, "about": {}}', "[]"):
+        (tmp_path / "odd" / "learner.json").write_text(text)
+        with pytest.raises(ValueError, match=r"A learner needs learner\.json"):
+            store.load(tmp_path / "odd")
