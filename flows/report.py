@@ -69,7 +69,8 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
     m = evaluation.metrics
     score = score_name(m, f"test/{settings[0]}/base")
     asked = [("error", "challenge error"), ("error_joint", "joint")] if "challenge/runs" in m else []
-    header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), "ECE", "parameters", "MFLOP", "adapt ms", "predict ms"]
+    calibrated = ["ECE"] if any(f"test/{settings[0]}/{role}/ece" in m for role in roles(m)) else []  # values and returns are not sure of anything
+    header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), *calibrated, "parameters", "MFLOP", "adapt ms", "predict ms"]
     table = []
     for role in roles(m):
         cells = [scored(m, f"test/{s}/{role}") for s in settings]
@@ -77,11 +78,12 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
         name = role if role != "scratch" else f"scratch ({tasks} tasks)"
         size = f"{int(m[f'{role}/parameters']):,}"
         ece = m.get(f"test/{settings[0]}/{role}/ece")
+        sure = ["" if ece is None else f"{ece:.3f}"] if calibrated else []
         times = (f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))
         cells += [f"{m[where]:.2f} ± {m[f'{where}_ci95']:.2f}" if (where := f"challenge/{role}/{e}") in m else "" for e, _ in asked]
-        table.append([name, *cells, "" if ece is None else f"{ece:.3f}", size, f"{m[f'{role}/flops'] / 1e6:.1f}", *times])
+        table.append([name, *cells, *sure, size, f"{m[f'{role}/flops'] / 1e6:.1f}", *times])
     if score == "accuracy":
-        table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), *([""] * (5 + len(asked)))])
+        table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), *([""] * (len(header) - 1 - len(settings)))])
     return header, table
 
 

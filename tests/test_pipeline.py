@@ -287,7 +287,7 @@ def test_a_regression_is_scored_drawn_and_serves_its_values(chain, monkeypatch: 
     import mlflow
 
     workspace, out = chain("sinusoid").workspace, chain("sinusoid").out
-    assert "1w10s mse" in out and "\n nearest " in out
+    assert "1w10s mse" in out and "\n nearest " in out and "ECE" not in out
     metrics = workspace.metrics()
     assert metrics["test/1w10s/fused/mse"] < metrics["test/1w10s/base-unadapted/mse"]
     mlflow.set_tracking_uri(f"sqlite:///{workspace.root / 'mlruns' / 'mlflow.db'}")
