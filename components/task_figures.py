@@ -55,36 +55,41 @@ class Episodes:
     running: np.ndarray
 
 
-def _show(panel: Axes, pool: Pool, item: int) -> None:
-    """Show one picture, dark on light where it has no colours."""
-    picture = np.asarray(pool.inputs[item])
-    panel.imshow(255 - picture if picture.ndim == 2 else picture, cmap="gray", vmin=0, vmax=255)
+def sheet(pool: Pool, items: np.ndarray) -> np.ndarray:
+    """Return pictures [R, C] of items side by side, dark on light where they have no colours, each in a thin frame.
+
+    One image a panel: a panel a picture takes matplotlib twenty times as long.
+    """
+    pictures = np.asarray(pool.inputs[items.ravel()])
+    pictures = 255 - pictures if pictures.ndim == 3 else pictures
+    rim = max(1, pictures.shape[1] // 28)
+    framed = np.pad(pictures, [(0, 0), (rim, rim), (rim, rim), (0, 0)][: pictures.ndim], constant_values=176)
+    rows, columns, high, wide = *items.shape, *framed.shape[1:3]
+    return framed.reshape(rows, columns, high, wide, -1).swapaxes(1, 2).reshape(rows * high, columns * wide, *framed.shape[3:])
+
+
+def _show(panel: Axes, pool: Pool, items: np.ndarray, rows: Sequence[str] = ()) -> None:
+    """Show a sheet of pictures, as wide as high each, with names of its rows."""
+    panel.imshow(sheet(pool, items), cmap="gray", vmin=0, vmax=255, extent=(0, items.shape[1], items.shape[0], 0))
     panel.set_xticks([])
-    panel.set_yticks([])
+    panel.set_yticks(np.arange(len(rows)) + 0.5, [textwrap.fill(name, 20, max_lines=3, placeholder=" …") for name in rows], fontsize=9)
+    panel.tick_params(length=0)
 
 
 def sample_task(pool: Pool, table: TaskTable, title: str, index: int = 0) -> Figure:
     """Draw one task of pictures, a class a row: the support, a gap, the query; of many classes or pictures the first `MOST`."""
-    support, query = table.support[index], table.query[index]
     way = min(table.way, MOST)
-    shown = [support[:way, :MOST], query[:way, :MOST]]
-    widths = [part.shape[1] for part in shown]
-    columns = widths[0] + 1 + widths[1]
-    figure = Figure(figsize=(2.6 + 0.8 * columns, 0.9 + 0.8 * way), layout="constrained")
+    support, query = (part[index][:way, :MOST] for part in (table.support, table.query))
+    columns = support.shape[1] + query.shape[1]
+    figure = Figure(figsize=(3.0 + 0.8 * columns, 0.9 + 0.8 * way), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(way, columns, squeeze=False, width_ratios=[1] * widths[0] + [0.3] + [1] * widths[1])
-    names = pool.classes["name"]
-    for row in range(way):
-        panels[row][widths[0]].axis("off")
-        for part, start in zip(shown, (0, widths[0] + 1), strict=True):
-            for i, item in enumerate(part[row]):
-                _show(panels[row][start + i], pool, item)
-        name = str(names[int(table.classes[index][row])].as_py())
-        panels[row][0].set_ylabel(textwrap.fill(name, 20, max_lines=3, placeholder=" …"), rotation=0, ha="right", va="center", fontsize=9)
-    panels[0][0].set_title("support", loc="left", fontsize=10)
-    panels[0][widths[0] + 1].set_title("query", loc="left", fontsize=10)
-    left = table.way - way
-    heading(figure, title + (f"; {left} more classes" if left else ""))
+    left, right = figure.subplots(1, 2, width_ratios=[support.shape[1], query.shape[1]])
+    _show(left, pool, support, [str(pool.classes["name"][int(c)].as_py()) for c in table.classes[index][:way]])
+    _show(right, pool, query)
+    left.set_title("support", loc="left", fontsize=10)
+    right.set_title("query", loc="left", fontsize=10)
+    more = table.way - way
+    heading(figure, title + (f"; {more} more classes" if more else ""))
     return figure
 
 
@@ -92,15 +97,14 @@ def confusions(pool: Pool, found: Sequence[Confusion], title: str) -> Figure:
     """Draw each pair of classes that is confused, a row a pair: a query that was mistaken, a known example of its class, one of the class it was taken for."""
     figure = Figure(figsize=(8.5, 0.9 + 1.0 * len(found)), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(len(found), 4, squeeze=False, width_ratios=[1, 1, 1, 3.4])
-    for row, one in zip(panels, found, strict=True):
-        for panel, item in zip(row, (one.mistaken, one.of_truth, one.of_taken), strict=False):
-            _show(panel, pool, item)
+    panel = figure.subplots()
+    _show(panel, pool, np.array([(one.mistaken, one.of_truth, one.of_taken) for one in found]))
+    panel.set_xticks([0.5, 1.5, 2.5], ["asked", "its class", "taken for"], fontsize=10)
+    panel.xaxis.tick_top()
+    panel.set_anchor("W")
+    for row, one in enumerate(found):
         told = textwrap.fill(f"{one.truth} taken for {one.taken}", 46, max_lines=3, placeholder=" …")
-        row[3].text(0, 0.5, f"{told}\n{one.times} of {one.asked} queries with both to choose from", va="center", fontsize=9)
-        row[3].axis("off")
-    for panel, name in zip(panels[0], ("asked", "its class", "taken for"), strict=False):
-        panel.set_title(name, fontsize=10)
+        panel.text(3.15, row + 0.5, f"{told}\n{one.times} of {one.asked} queries with both to choose from", va="center", fontsize=9)
     heading(figure, title)
     return figure
 

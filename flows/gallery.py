@@ -27,7 +27,7 @@ def trade_off(line: Pipeline, evaluation: StageRef) -> None:
     for setting in config.evaluation.settings:
         found = figures.costs(m, setting, score, shown.factor, REFERENCES)
         title = f"{config.registry.model}, {setting}: {config.evaluation.tasks} test tasks, seed {config.seed}, 95 % intervals"
-        _keep(runs, f"trade-off-{setting}", figures.trade_off(found, title, _axis(score)))
+        tracking.log_figure(runs, figures.trade_off(found, title, _axis(score)), f"figures/trade-off-{setting}.png")
         for c in found:
             text.append([setting, c.role, f"{c.score:.{shown.digits}f} ± {c.half:.{shown.digits}f}", f"{c.parameters:.0f}", f"{1000 * c.seconds:.2f}"])
     head = ["setting", "learner", score, "parameters", "ms a task"]
@@ -41,7 +41,7 @@ def draw(line: Pipeline, models: dict[str, StageRef], ours: StageRef, evaluation
     runs = _runs(line, evaluation)
     drawn = (_scores(line, models, ours.name, evaluation), _members(line, models), _fits(line, models), _tasks(line, models, ours, final, pool))
     for name, figure in (*itertools.chain(*drawn), *_adapted(line, models, ours, evaluation, final, pool)):
-        _keep(runs, name, figure)
+        tracking.log_figure(runs, figure, f"figures/{name}.png")
 
 
 def _scores(line: Pipeline, models: dict[str, StageRef], ours: str, evaluation: StageRef) -> Drawn:
@@ -163,8 +163,3 @@ def _runs(line: Pipeline, evaluation: StageRef) -> list[str]:
     """Return whose figures these are: the parent run's, and those of the run of the evaluation, if that is this pipeline's."""
     own = [] if evaluation.cached else [evaluation.run_id]
     return [run_id for run_id in (line.run_id, *own) if tracking.has_run(run_id)]
-
-
-def _keep(runs: list[str], name: str, figure: Any) -> None:
-    for run_id in runs:
-        tracking.log_figure(run_id, figure, f"figures/{name}.png")

@@ -200,4 +200,4 @@ def publish(points: Sequence[Point], run_id: str) -> None:
     tracking.log_text(run_id, "\n\n".join(text), "sweep.md")
     figure = drawn(points)
     if figure is not None:
-        tracking.log_figure(run_id, figure, "figures/sweep.png")
+        tracking.log_figure([run_id], figure, "figures/sweep.png")

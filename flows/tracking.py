@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -141,11 +141,12 @@ def log_file(run_id: str, path: Path, folder: str | None = None) -> None:
     _write("file", run_id, path=str(path.absolute()), folder=folder)
 
 
-def log_figure(run_id: str, figure: Any, name: str) -> None:
-    """Log a matplotlib figure as a PNG."""
+def log_figure(run_ids: Iterable[str], figure: Any, name: str) -> None:
+    """Log a matplotlib figure as a PNG to each of the runs; it is drawn once."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    _write("picture", run_id, png=base64.b64encode(png.getvalue()).decode(), name=name)
+    for run_id in run_ids:
+        _write("picture", run_id, png=base64.b64encode(png.getvalue()).decode(), name=name)
 
 
 def log_outputs(run_id: str, folder: Path) -> None:

@@ -83,13 +83,17 @@ def test_curves_of_learning_and_of_inner_steps_are_drawn_as_they_are() -> None:
 def test_a_task_is_shown_class_by_class(small_pool: Pool, small_tasksets: Path) -> None:
     table = read_table(small_tasksets, "test-4w2s")
     figure = sample_task(small_pool, table, "title", 3)
-    pictures = [panel for panel in figure.axes if panel.images]
-    assert len(pictures) == 4 * (2 + 3)
-    item = table.query[3][1][2]
-    assert np.array_equal(pictures[5 + 4].images[0].get_array(), 255 - small_pool.inputs[item])
+    for panel, items in zip(figure.axes, (table.support[3], table.query[3]), strict=True):
+        shown = panel.images[0].get_array()
+        assert shown.shape == (4 * 30, items.shape[1] * 30), "28 pixels and a frame"
+        for row, column in np.ndindex(items.shape):
+            picture = shown[30 * row + 1 : 30 * row + 29, 30 * column + 1 : 30 * column + 29]
+            assert np.array_equal(picture, 255 - small_pool.inputs[items[row, column]])
+    names = [small_pool.classes["name"][int(c)].as_py() for c in table.classes[3]]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
     many = TaskTable(*(np.repeat(part, 3, 1) for part in (table.classes, table.support, table.query)), table.group)
     figure = sample_task(small_pool, many, "title")
-    assert len([panel for panel in figure.axes if panel.images]) == MOST * 5
+    assert figure.axes[0].images[0].get_array().shape[0] == MOST * 30
     assert figure.get_suptitle() == "title; 4 more classes"
 
 

@@ -78,7 +78,10 @@ def test_confusions_are_those_of_a_count_one_task_at_a_time(
         assert (owner[one.mistaken], owner[one.of_truth], owner[one.of_taken]) == (one.truth, one.truth, one.taken)
     assert [one.times for one in found] == sorted((one.times for one in found), reverse=True)
     figure = drawn_confusions(small_pool, found[:3], "title")
-    assert np.array_equal(figure.axes[0].images[0].get_array(), 255 - small_pool.inputs[found[0].mistaken])
+    shown = figure.axes[0].images[0].get_array()
+    for row, one in enumerate(found[:3]):
+        for column, item in enumerate((one.mistaken, one.of_truth, one.of_taken)):
+            assert np.array_equal(shown[30 * row + 1 : 30 * row + 29, 30 * column + 1 : 30 * column + 29], 255 - small_pool.inputs[item])
 
 
 def test_principal_axes_keep_what_two_axes_can_keep() -> None:
