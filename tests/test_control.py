@@ -1,5 +1,6 @@
 """Control: environments against Gymnasium's own and loops, the arithmetic of policies against torch.distributions, learning against slopes."""
 
+import importlib
 import math
 import re
 from collections.abc import Callable
@@ -98,6 +99,33 @@ def test_every_pendulum_swings_as_gymnasiums_own_of_that_mass_length_and_gravity
             wanted, gained, _, _, _ = one.step(torque[i])
             assert episodes.observation[i].numpy() == pytest.approx(wanted, abs=1e-4) and reward[i].item() == pytest.approx(gained, abs=2e-3)
         assert not over.any()
+
+
+def test_roads_are_highway_envs_own_of_that_traffic() -> None:
+    flat = rows("driving", 3, 1).flatten(0, 1)
+    episodes, random = ENVIRONMENTS["driving"].begin(flat), np.random.default_rng(1)
+    seeds = (2**31 * chance(flat, "traffic", 1)[:, 0]).astype(int)
+    gymnasium.register_envs(importlib.import_module("highway_env"))
+    own, running = [], np.ones(3, dtype=bool)
+    for (density, speed, lanes, _), seed in zip(flat.double().tolist(), seeds.tolist(), strict=True):
+        changes = {"vehicles_count": 12, "reward_speed_range": [10, 30], "vehicles_density": density, "lanes_count": int(lanes)}
+        action = {"type": "DiscreteMetaAction", "target_speeds": [10, 15, 20, 25, 30]}
+        made = gymnasium.make("highway-fast-v0", config=changes | {"action": action})
+        made.reset(seed=seed)
+        for car in made.unwrapped.road.vehicles[1:]:
+            car.speed *= speed
+            car.target_speed *= speed
+        own.append(made)
+    assert sorted(len(made.unwrapped.road.network.lanes_list()) for made in own) == sorted(int(lanes) for lanes in flat[:, 2])
+    for _ in range(30):
+        choice = random.integers(0, 5, 3)
+        reward, over = episodes.step(torch.from_numpy(choice))
+        for i in np.flatnonzero(running):
+            seen, paid, crashed, _, _ = own[i].step(choice[i])
+            assert episodes.observation[i].numpy() == pytest.approx(seen.ravel(), abs=1e-6)
+            assert float(reward[i]) == pytest.approx(paid, abs=1e-6) and bool(over[i]) == crashed
+            running[i] = not crashed
+    assert not running.all(), "who drives at random has an accident"
 
 
 def test_a_context_may_turn_what_is_done_into_its_opposite() -> None:
@@ -238,7 +266,7 @@ def test_fused_policies_act_by_the_weighted_product(kind: str) -> None:
         alone = [m.act(m.begin(2), asked) for m in members]  # type: ignore[operator]
         again = twice.act(twice.begin(2), asked)  # type: ignore[operator]
         told = pooled.act(pooled.begin(2), asked)  # type: ignore[operator]
-    if kind == "cartpole":
+    if ENVIRONMENTS[kind].discrete:
         assert torch.allclose(again, alone[0].log_softmax(-1), atol=1e-5)
         product = alone[0].softmax(-1) ** 0.25 * alone[1].softmax(-1) ** 0.75
         assert torch.allclose(told.exp(), product / product.sum(-1, keepdim=True), atol=1e-5)

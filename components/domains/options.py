@@ -2,8 +2,9 @@
 
 import hashlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from components.contracts import positive, require
 
@@ -168,14 +169,16 @@ class RatingsOptions(OwnFiles):
 class ControlOptions:
     """`environments` of a kind, drawn by `seed`, each played at most `episodes` times."""
 
-    environment: Literal["navigation", "cartpole", "pendulum"]
+    environment: Literal["navigation", "cartpole", "pendulum", "driving"]
     environments: int
     episodes: int
     seed: int
 
     def __post_init__(self) -> None:
-        known = ("navigation", "cartpole", "pendulum")
+        known = get_args(type(self).__annotations__["environment"])
         require(self.environment in known, f"domain.source.environment must be one of {', '.join(known)}, got {self.environment!r}. Choose one of them.")
+        there = self.environment != "driving" or find_spec("highway_env") is not None
+        require(there, "domain.source.environment=driving needs highway-env, got an environment without it. Use python -m pip install 'fewloop[driving]'.")
         positive(**{"domain.source.environments": self.environments, "domain.source.episodes": self.episodes})
 
 
