@@ -26,8 +26,9 @@ SPLITS = SplitsSection(train=None, val=["v", "w"], gate=["g"], test=["t", "u"], 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With --dist loadgroup, one worker gets all that share a served system or the domains' chains, and otherwise a file, whose tests share workspaces."""
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group(next((name for name in ("system", "chain") if name in fixtures), item.path.name)))
+        if item.get_closest_marker("xdist_group") is None:
+            fixtures = getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group(next((name for name in ("system", "chain") if name in fixtures), item.path.name)))
 
 
 @pytest.fixture(scope="session")

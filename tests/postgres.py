@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg2
-from workspace import free_port
+from workspace import PATIENCE, free_port
 
 USER = "fewloop"
 
@@ -79,7 +79,7 @@ def postgres() -> Iterator[Postgres]:
         where = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={made.port}", "-c", f"unix_socket_directories={folder}"]
         with (folder / "log").open("w") as log:
             server = subprocess.Popen([programs / "postgres", "-D", folder / "data", *where], cwd=folder, stdout=log, stderr=log, **who)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while True:
             with suppress(psycopg2.OperationalError):
                 made.ask("SELECT 1")
@@ -92,5 +92,5 @@ def postgres() -> Iterator[Postgres]:
     finally:
         if server is not None:
             server.send_signal(signal.SIGINT)  # it ends its connections and shuts down cleanly
-            server.wait(60)
+            server.wait(PATIENCE)
         shutil.rmtree(folder)

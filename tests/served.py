@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from workspace import Workspace, free_port
+from workspace import PATIENCE, Workspace, free_port
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
@@ -37,7 +36,7 @@ class Server:
     def processes(self, name: str = "") -> list[psutil.Process]:
         return self.workspace.processes(name)
 
-    def command(self, *arguments: str, timeout: int = 600) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, timeout: int = PATIENCE) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*PREFECT, *arguments], cwd=self.elsewhere, env=self.environment, capture_output=True, text=True, timeout=timeout)
 
     def ask(self, path: str, body: dict | None = None) -> list | dict:
@@ -49,18 +48,6 @@ class Server:
 
     def log(self) -> str:
         return (self.workspace.root / "mlruns/logs/worker-local.log").read_text()[-4000:]
-
-    @staticmethod
-    def wait(condition, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if condition():
-                    return
-            except OSError:
-                pass
-            assert time.monotonic() < deadline, "waited in vain"
-            time.sleep(0.5)
 
 
 @pytest.fixture(scope="session")

@@ -152,7 +152,7 @@ def test_the_caller_of_the_documents_plays_gymnasium() -> None:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        until(lambda: server.started, 30)
+        until(lambda: server.started)
         url, environment = f"http://127.0.0.1:{port}", gymnasium.make("CartPole-v1")
         state = told["learn"](url, environment, 2)
         episode = told["play"](url, environment, state, False, 7)

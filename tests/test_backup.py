@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workspace import SMOKE, Workspace
+from workspace import PATIENCE, SMOKE, Workspace
 
-FEW = [SMOKE, "student.count=0"]
-ASKED = ["model=models:/glyphs@champion", "domain=glyphs", SMOKE]
+FEW = [SMOKE, "student.count=0", "evaluation.settings=[5w1s]"]
+ASKED = ["model=models:/glyphs@champion", "domain=glyphs", *FEW]
 
 
 @pytest.mark.slow
@@ -23,7 +23,7 @@ def test_a_project_comes_back_from_its_backup(new_workspace: Callable[..., Works
     writing = workspace.start("flows.retrain", *FEW, "seed=1")
     file = tmp_path / "kept.tar"
     assert str(file) in workspace.run("flows.backup", f"out={file}").stdout
-    writing.communicate(timeout=300)
+    writing.communicate(timeout=PATIENCE)
     runs = workspace.root / "mlruns"
     assert "must find no runs" in workspace.run("flows.backup", f"restore={file}", expect=2).stderr
     shutil.rmtree(runs)

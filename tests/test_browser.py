@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from served import Server
-from workspace import Workspace, free_port, until
+from workspace import PATIENCE, Workspace, free_port, until
 
 from flows.config import groups
 from flows.writes import VIEW_TAG
@@ -34,12 +34,12 @@ def pages(finished: Workspace) -> Iterator[dict[str, str]]:
         server = process.stdout.readline().split()[1]
         lists = [one for one in finished.mlflow().search_experiments() if VIEW_TAG in one.tags]
         told = dict(process.stdout.readline().strip().split(": ", 1) for _ in lists)
-        until(lambda: urllib.request.urlopen(f"{server}/health", timeout=5).read() == b"OK", 120)
+        until(lambda: urllib.request.urlopen(f"{server}/health", timeout=5).read() == b"OK")
         yield {"server": server, **told}
     finally:
         process.terminate()
-        process.wait(30)
-        until(lambda: not finished.processes("mlflow"), 10)  # none outlives the server
+        process.wait(PATIENCE)
+        until(lambda: not finished.processes("mlflow"))  # none outlives the server
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         def open_page(address: str, wanted: str) -> str:
             window.goto("about:blank")  # the next address may differ behind the # alone
             window.goto(address)
-            window.get_by_text(wanted).first.wait_for(timeout=60_000)
+            window.get_by_text(wanted).first.wait_for(timeout=1000 * PATIENCE)
             window.wait_for_timeout(1500)  # the page asks its server again and again: it is never idle
             if assistant.is_visible():  # MLflow opens it at a browser's first visit, over a quarter of the window
                 assistant.click()

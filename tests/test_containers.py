@@ -25,7 +25,7 @@ import psutil
 import pytest
 import yaml
 from postgres import binaries, postgres
-from workspace import SMOKE, Workspace, free_port
+from workspace import PATIENCE, SMOKE, Workspace, free_port
 
 from flows import deploy
 
@@ -203,11 +203,11 @@ def composed(tmp_path_factory: pytest.TempPathFactory, image: Path, finished: Wo
             for service in ("prefect", "mlflow", "deployments", "worker"):
                 process = begin(service, SERVICES[service]["command"])
                 if "restart" in SERVICES[service] and SERVICES[service]["restart"] == "no":
-                    assert process.wait(120) == 0, (place / f"{service}.log").read_text()
+                    assert process.wait(PATIENCE) == 0, (place / f"{service}.log").read_text()
                     continue
                 started.append(process)
-                deadline = time.monotonic() + 180
-                while "healthcheck" in SERVICES[service] and begin(service, SERVICES[service]["healthcheck"]["test"][1:]).wait(60):
+                deadline = time.monotonic() + PATIENCE
+                while "healthcheck" in SERVICES[service] and begin(service, SERVICES[service]["healthcheck"]["test"][1:]).wait(PATIENCE):
                     assert process.poll() is None and time.monotonic() < deadline, (place / f"{service}.log").read_text()[-3000:]
                     time.sleep(1)
             found = {"PREFECT_API_URL": f"http://127.0.0.1:{ports['4200']}/api", "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['5000']}"}

@@ -9,6 +9,7 @@ import importlib
 import pytest
 import yaml
 from served import Server
+from workspace import until
 
 from flows import paths
 from flows.config import load
@@ -42,14 +43,14 @@ def test_all_deployments_are_there(server: Server) -> None:
 @pytest.mark.slow
 def test_a_worker_runs_smoke_from_elsewhere_and_leaves_the_checkout_alone(server: Server) -> None:
     pin, before = (server.workspace.root / "data.dvc").read_bytes(), {run["id"] for run in server.flow_runs("smoke")}
-    ended = server.command("deployment", "run", "retrain/smoke", "-p", 'overrides=["seed=1"]', "--watch", timeout=400)
+    ended = server.command("deployment", "run", "retrain/smoke", "-p", 'overrides=["registry.model=elsewhere"]', "--watch")
     assert ended.returncode == 0, ended.stdout + ended.stderr + server.log()
     (run,) = [run for run in server.flow_runs("smoke") if run["id"] not in before]
     assert run["state_type"] == "COMPLETED"
     client = server.workspace.mlflow()
-    runs = client.search_runs([client.get_experiment_by_name("glyphs").experiment_id], f"tags.`prefect.flow_run_id` = '{run['id']}'")
+    runs = client.search_runs([client.get_experiment_by_name("elsewhere").experiment_id], f"tags.`prefect.flow_run_id` = '{run['id']}'")
     (parent,) = [r for r in runs if r.data.tags["stage"] == "retrain"]
-    assert (parent.data.params["experiment"], parent.data.params["seed"]) == ("smoke", "1")
+    assert (parent.data.params["experiment"], parent.data.params["registry.model"]) == ("smoke", "elsewhere")
     assert (server.workspace.root / "data.dvc").read_bytes() == pin
 
 
@@ -72,4 +73,8 @@ def test_a_schedule_of_every_minute_fires(server: Server) -> None:
         assert not [run for run in new if run["state_type"] in ("FAILED", "CRASHED")], new
         return any(run["state_type"] == "COMPLETED" for run in new)
 
-    server.wait(fired, 300)
+    try:
+        until(fired, every=0.5)
+    finally:  # or it goes on firing beside all tests that follow
+        server.command("deployment", "schedule", "clear", "retrain/smoke", "--accept-yes")
+    assert not server.ask("deployments/name/retrain/smoke")["schedules"]

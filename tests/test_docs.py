@@ -3,12 +3,11 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from workspace import Workspace
+from workspace import SMOKE, Workspace
 
 ROOT = Path(__file__).parent.parent
 NAVIGATION = re.findall(r": ([\w.]+)\.md", (ROOT / "mkdocs.yml").read_text())
@@ -48,14 +47,16 @@ def test_commands_are_python_or_make() -> None:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_documents_run_one_after_the_other(new_workspace: Callable[[], Workspace]) -> None:
-    workspace, told = new_workspace(), []
-    workspace.draw_examples()
+@pytest.mark.xdist_group("commands")  # the README has some of them too
+def test_the_commands_of_the_documents_run_one_after_the_other(finished: Workspace) -> None:
+    told = []
+    finished.draw_examples()
     for command in (c.removeprefix(".venv/bin/python -m ") for c in SHELL if c.startswith(".venv")):
-        told.append(workspace.run(*command.split()).stdout)
+        told.append(finished.run(*command.split()).stdout)
         assert told[-1], command
-    assert "is champion: there was no champion" in told[0] and "ran: nothing" in told[1], "the tutorial comes first, and says so"
-    assert (workspace.root / "named.csv").read_text().count("\n") == 2
+    assert SHELL[1].endswith(SMOKE) and SHELL[2] == SHELL[1], "the tutorial comes first; its first run has run"
+    assert "is champion: there was no champion" in finished.first.stdout and "ran: nothing" in told[1]
+    assert (finished.root / "named.csv").read_text().count("\n") == 2
 
 
 @pytest.mark.slow

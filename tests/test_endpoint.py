@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tasks_for_tests import CONV, MLP, PICTURES, VECTORS
-from workspace import Workspace
+from workspace import PATIENCE, Workspace
 
 from components import serving
 from components.contracts import ServingSection
@@ -224,4 +224,4 @@ def test_the_command_answers_on_loopback_and_ends_on_a_signal(finished: Workspac
         assert np.allclose(answer["probabilities"], direct, atol=1e-5)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)

@@ -7,7 +7,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from workspace import SMOKE, Workspace
+from workspace import PATIENCE, SMOKE, Workspace
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ["pyproject.toml", "README.md", "prefect.yaml", "automations.yaml", "constraints.txt"]
@@ -35,7 +35,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(python: Path, cwd: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment.pop("PYTHONPATH", None)
-    return subprocess.run([python, "-P", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([python, "-P", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow

@@ -14,19 +14,13 @@ from pathlib import Path
 import chaos
 import psutil
 import pytest
-from workspace import SMOKE, Workspace
+from workspace import PATIENCE, SMOKE, Workspace, until
 
 from flows import leftovers
 
 # Long enough for a kill to fall between two checkpoints.
 LONGER = ["learner.fit.steps=60", "learner.fit.epoch_steps=6", "student.count=1", "evaluation.settings=[5w1s]", "tasks.val=200"]
-
-
-def wait_for(condition, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
+ONE = ["student.count=1", "evaluation.settings=[5w1s]"]
 
 
 @pytest.mark.slow
@@ -36,7 +30,7 @@ def test_a_run_killed_in_meta_training_resumes_to_the_same_metrics(new_workspace
     killed: Workspace = new_workspace()
     process = killed.start("flows.retrain", SMOKE, *LONGER)
     teacher = killed.root / "mlruns/stages/teacher"
-    wait_for(lambda: list(teacher.glob("*.state/state.previous.ckpt")))
+    until(lambda: list(teacher.glob("*.state/state.previous.ckpt")))
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert not killed.outputs("teacher"), "the kill came too late"
@@ -74,11 +68,11 @@ def test_a_second_pipeline_on_the_same_key_is_told_who_holds_it(new_workspace) -
     workspace: Workspace = new_workspace()
     slow = [*LONGER, "base.fit.steps=1600", "base.fit.epoch_steps=100"]  # still in pre-training when the second one gets there
     first = workspace.start("flows.retrain", SMOKE, *slow)
-    wait_for(lambda: list((workspace.root / "mlruns/stages/base").glob("*.owner")))
+    until(lambda: list((workspace.root / "mlruns/stages/base").glob("*.owner")))
     second = workspace.retrain(SMOKE, *slow, expect=2)
     line = second.stderr.strip().splitlines()[-1]
     assert line.startswith("error: Stage base") and "process" in line and "is writing it" in line
-    first.communicate(timeout=300)
+    first.communicate(timeout=PATIENCE)
     assert first.returncode == 0
 
 
@@ -127,9 +121,9 @@ def test_pipelines_killed_at_any_moment_recover(new_workspace: Callable[..., Wor
     """Each with a Prefect server of its own: that one is left over too."""
     undisturbed = new_workspace(own_prefect)
     begin = time.monotonic()
-    undisturbed.retrain(SMOKE)
+    undisturbed.retrain(SMOKE, *ONE)
     whole = time.monotonic() - begin
-    done = chaos.kills(2, 0, lambda: new_workspace(own_prefect), whole, {stage: undisturbed.metrics(stage) for stage in chaos.STAGES})
+    done = chaos.kills(2, 0, lambda: new_workspace(own_prefect), whole, {stage: undisturbed.metrics(stage) for stage in chaos.STAGES}, *ONE)
     assert [k.wrong for k in done] == [[], []]
 
 
@@ -137,7 +131,7 @@ def test_pipelines_killed_at_any_moment_recover(new_workspace: Callable[..., Wor
 def test_the_ranks_of_a_killed_pipeline_end_with_it(new_workspace: Callable[[], Workspace]) -> None:
     workspace = new_workspace()
     process = workspace.start("flows.retrain", SMOKE, "trainer=ddp_sim", "base.fit.steps=1600", "base.fit.epoch_steps=40")
-    wait_for(lambda: list((workspace.root / "mlruns/stages/base").glob("*.state/state.ckpt")))
+    until(lambda: list((workspace.root / "mlruns/stages/base").glob("*.state/state.ckpt")))
     ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "components.launch" in p.cmdline()]
     assert len(ranks) == 3, "torchrun and two ranks"
     process.kill()
@@ -159,7 +153,7 @@ def test_a_database_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from flows import tracking; print(tracking.open_store('some'))"]
     for later in (0.0, 0.3, 0.6):  # making its tables takes a second or two
         process = subprocess.Popen(command, env=environment)
-        wait_for(lambda: list(tmp_path.glob("mlflow.db*")))
+        until(lambda: list(tmp_path.glob("mlflow.db*")))
         time.sleep(later)
         process.kill()
         process.wait()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workspace import SMOKE, Workspace, free_port, until
+from workspace import PATIENCE, SMOKE, Workspace, free_port, until
 
 from components.contracts import InputError
 from components.launch import CALL
@@ -29,9 +29,9 @@ def test_two_machines_train_the_teacher_of_one_and_one_that_is_lost_costs_an_epo
         shutil.copytree(one.root / "mlruns/stages" / stage, two.root / "mlruns/stages" / stage)
     other = two.start("flows.join", "rank=1")
     first = two.start("flows.retrain", SMOKE, *FEW, *two_machines())
-    until(lambda: list((two.root / "mlruns/stages/teacher").glob("*.state/state.previous.ckpt")), 240)
+    until(lambda: list((two.root / "mlruns/stages/teacher").glob("*.state/state.previous.ckpt")))
     other.send_signal(signal.SIGKILL)
-    _, said = first.communicate(timeout=120)
+    _, said = first.communicate(timeout=PATIENCE)
     other.communicate()
     assert first.returncode == 1 and "left no result; run it again to resume" in said.splitlines()[-1], said[-2000:]
     assert not list((two.root / "mlruns/stages").glob(f"*/*/{CALL}")), "nobody is called any more"

@@ -269,11 +269,11 @@ def test_the_trade_off_is_drawn_and_tabled(finished: Workspace) -> None:
 
 @pytest.mark.slow
 def test_learners_compare_without_students_and_the_teacher_is_registered(finished: Workspace) -> None:
-    learners = ["maml", "mamlpp", "lstm", "ridge", "local", "set_transformer", "rfs"]
+    learners = ["mamlpp", "lstm", "ridge", "local"]
     out = finished.run("flows.retrain", SMOKE, *SMALL, "student.count=0", f"learner={','.join(learners)}", "--multirun").stdout
     assert len(re.findall(r"\n teacher +\d", out)) == len(learners)
     assert not re.search(r"\n (fused|student)", out)
-    assert re.search(r"7 runs, 1 seed each", out) and all(re.search(rf"\n learner={name} +\d", out) for name in learners)
+    assert re.search(rf"{len(learners)} runs, 1 seed each", out) and all(re.search(rf"\n learner={name} +\d", out) for name in learners)
     runs = runs_of(finished)
     sweep = max((r for r in runs if r.data.tags["stage"] == "sweep"), key=lambda r: r.info.start_time)
     siblings = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == sweep.info.run_id]

@@ -11,7 +11,7 @@ import concurrently
 import pytest
 from postgres import Postgres, binaries, postgres
 from served import Server
-from workspace import SMOKE, Workspace, free_port
+from workspace import PATIENCE, SMOKE, Workspace, free_port
 
 from components.contracts import InputError
 from flows import databases
@@ -35,7 +35,7 @@ def on_postgres(tmp_path_factory: pytest.TempPathFactory, own_prefect: dict[str,
         environment |= database.environment
     try:
         made.serve()
-        made.ended = made.command("deployment", "run", "retrain/smoke", "--watch", timeout=400)
+        made.ended = made.command("deployment", "run", "retrain/smoke", "--watch")
         yield made
     finally:
         made.stop()
@@ -105,7 +105,7 @@ def test_machines_that_make_the_tables_at_once_do_not_collide(tmp_path: Path, da
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    told = [p.communicate(timeout=300) for p in processes]
+    told = [p.communicate(timeout=PATIENCE) for p in processes]
     assert [p.returncode for p in processes] == [0, 0, 0], told
     assert len({out for out, _ in told}) == 1, "one experiment for all"
 

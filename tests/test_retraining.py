@@ -16,8 +16,7 @@ import pytest
 from filelock import FileLock
 from served import Server
 from sources import FEW, table_file
-
-SOON = 500  # seconds for a small pipeline on a busy machine
+from workspace import until
 
 
 class Rows:
@@ -57,7 +56,7 @@ def rows(system: Server, tmp_path_factory: pytest.TempPathFactory) -> Rows:
 @pytest.mark.slow
 def test_new_data_start_one_pipeline_and_a_touched_file_none(server: Server, rows: Rows) -> None:
     assert "is new: event fewloop.data.changed" in rows.look("watch/data-watcher", settle=1)
-    server.wait(lambda: [run["state_type"] for run in server.flow_runs("on-new-data")] == ["COMPLETED"], SOON)
+    until(lambda: [run["state_type"] for run in server.flow_runs("on-new-data")] == ["COMPLETED"], every=0.5)
     (run,) = server.flow_runs("on-new-data")
     assert run["parameters"]["overrides"] == rows.asked
     (pipeline,) = rows.runs("retrain")
@@ -71,7 +70,7 @@ def test_new_data_start_one_pipeline_and_a_touched_file_none(server: Server, row
 def test_unchanged_data_and_config_train_nothing(server: Server, rows: Rows) -> None:
     trained = {stage: len(rows.runs(stage)) for stage in ("base", "teacher", "student", "fused", "evaluate")}
     began = time.monotonic()
-    ended = server.command("deployment", "run", "retrain/manual", "-p", f"overrides={json.dumps(rows.asked)}", "--watch", timeout=SOON)
+    ended = server.command("deployment", "run", "retrain/manual", "-p", f"overrides={json.dumps(rows.asked)}", "--watch")
     assert ended.returncode == 0, ended.stdout + ended.stderr + server.log()
     print(f"unchanged: {time.monotonic() - began:.0f} s")
     assert len(rows.runs("retrain")) == 2
@@ -88,7 +87,7 @@ def test_a_champion_that_fell_is_retrained_once(server: Server, rows: Rows) -> N
     assert "margin 90: has not fallen" in rows.look("drift/on-drift", margin=0.9)
     assert (server.workspace.root / "data/table/inputs.npy").read_bytes() == data  # a look leaves data/ alone
     assert "fell; started retrain/manual" in rows.look("drift/on-drift")
-    server.wait(lambda: all(run["state_type"] == "COMPLETED" for run in server.flow_runs("manual")), SOON)
+    until(lambda: all(run["state_type"] == "COMPLETED" for run in server.flow_runs("manual")), every=0.5)
     assert len(server.flow_runs("manual")) == before + 1
     assert "for the same champion and data" in rows.look("drift/on-drift")
     with rows.file.open("a") as file:  # other data, the same day
@@ -102,21 +101,21 @@ def test_a_champion_that_fell_is_retrained_once(server: Server, rows: Rows) -> N
 def test_two_deployments_of_one_domain_take_turns(server: Server, rows: Rows) -> None:
     with FileLock(server.workspace.root / "mlruns" / "domain-table.lock"):
         assert server.command("deployment", "run", "retrain/nightly", "-p", f"overrides={json.dumps(rows.asked)}").returncode == 0
-        server.wait(lambda: "domain table: waiting" in server.log(), SOON)
+        until(lambda: "domain table: waiting" in server.log(), every=0.5)
         assert [run["state_type"] for run in server.flow_runs("nightly") if run["start_time"]] == ["RUNNING"]
-    server.wait(lambda: [run["state_type"] for run in server.flow_runs("nightly") if run["start_time"]] == ["COMPLETED"], SOON)
+    until(lambda: [run["state_type"] for run in server.flow_runs("nightly") if run["start_time"]] == ["COMPLETED"], every=0.5)
 
 
 @pytest.mark.slow
 def test_a_run_that_died_with_its_worker_is_running_no_more(server: Server, rows: Rows) -> None:
     with FileLock(server.workspace.root / "mlruns" / "domain-table.lock"):  # it waits for its turn as long as the test does
         assert server.command("deployment", "run", "retrain/manual", "-p", f"overrides={json.dumps(rows.asked)}").returncode == 0
-        server.wait(lambda: "RUNNING" in {run["state_type"] for run in server.flow_runs("manual")}, SOON)
+        until(lambda: "RUNNING" in {run["state_type"] for run in server.flow_runs("manual")}, every=0.5)
         (lost,) = [run["id"] for run in server.flow_runs("manual") if run["state_type"] == "RUNNING"]
-        server.wait(lambda: server.ask("events/filter", {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}}})["events"], 120)
+        until(lambda: server.ask("events/filter", {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}}})["events"], every=0.5)
         for process in [*server.processes("worker start"), *server.processes("prefect.engine"), *server.processes("flow-run execute")]:
             process.kill()
-        server.wait(lambda: server.ask(f"flow_runs/{lost}")["state_type"] == "CRASHED", 300)
+        until(lambda: server.ask(f"flow_runs/{lost}")["state_type"] == "CRASHED", every=0.5)
     assert "no heartbeat for 90 seconds" in server.ask(f"flow_runs/{lost}")["state"]["message"]
     assert server.serve().stdout.count("(started)") == 1
 
@@ -147,7 +146,7 @@ def test_a_failed_run_is_told_to_the_webhook(server: Server, inbox: tuple[str, l
     assert "(made)" in server.serve(FEWLOOP_WEBHOOK_URL=url).stdout
     ended = server.command("deployment", "run", "retrain/smoke", "-p", 'overrides=["learner=nonsense"]', "--watch")
     assert ended.returncode != 0
-    server.wait(lambda: came, 60)
+    until(lambda: came, every=0.5)
     text = json.loads(came[0])["text"]
     assert text.startswith("retrain/") and "Failed" in text and "learner must be one of" in text
     names = [a["name"] for a in server.ask("automations/filter", {}) if a["name"].startswith("fewloop")]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyte
 import pytest
-from workspace import SMOKE, Workspace
+from workspace import PATIENCE, SMOKE, Workspace
 
 ROWS, COLUMNS = 50, 150
 
@@ -29,7 +29,7 @@ def watched(workspace: Workspace, *overrides: str, out: Path | None = None) -> t
         stdout = file if out else slave
         process = subprocess.Popen(command, cwd=workspace.root, env=environment, stdin=slave, stdout=stdout, stderr=slave, start_new_session=True)
     os.close(slave)
-    screens, deadline = [], time.monotonic() + 300
+    screens, deadline = [], time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             stream.feed(os.read(master, 65536))
@@ -37,7 +37,7 @@ def watched(workspace: Workspace, *overrides: str, out: Path | None = None) -> t
             break
         screens.append("\n".join(screen.display))
     os.close(master)
-    assert process.wait(30) == 0, screens[-1]
+    assert process.wait(PATIENCE) == 0, screens[-1]
     past = ["".join(line[i].data for i in range(COLUMNS)) for line in screen.history.top]
     return screens, [line.rstrip() for line in [*past, *screen.display]]
 

@@ -20,6 +20,7 @@ from PIL import Image
 from flows import paths
 
 SMOKE = "experiment=smoke"
+PATIENCE = 900  # seconds until something has gone wrong, on the slowest machine and beside other work: nobody waits so long for what goes well
 
 
 def free_port() -> str:
@@ -28,15 +29,15 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def until(found: Callable[[], object], seconds: float = 300) -> None:
-    """Wait until something is so; while asking fails to reach anybody, it is not."""
+def until(found: Callable[[], object], seconds: float = PATIENCE, every: float = 0.1) -> None:
+    """Wait until something is so, asking `every` so many seconds; while asking fails to reach anybody, it is not."""
     deadline = time.monotonic() + seconds
     while True:
         with suppress(OSError):
             if found():
                 return
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(every)
 
 
 class Workspace:
@@ -71,7 +72,7 @@ class Workspace:
 
     def run(self, module: str, *arguments: str, expect: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
         process = self.start(module, *arguments, **more)
-        out, err = process.communicate(timeout=600)
+        out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == expect, f"exit code {process.returncode}, wanted {expect}\n{out[-3000:]}\n{err[-6000:]}"
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
@@ -131,15 +132,10 @@ def prefect_server(home: Path, *flags: str, **more: str) -> Iterator[dict[str, s
     port, environment = free_port(), os.environ | {"PREFECT_HOME": str(home)} | more
     command = [sys.executable, "-m", "prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", port, *flags]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url, deadline = f"http://127.0.0.1:{port}/api", time.monotonic() + 180
+    url = f"http://127.0.0.1:{port}/api"
     try:
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5)
-                break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < deadline, "no Prefect server came up"
-                time.sleep(0.5)
+        until(lambda: server.poll() is not None or urllib.request.urlopen(f"{url}/health", timeout=5), every=0.5)
+        assert server.poll() is None, "no Prefect server came up"
         yield {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
     finally:
         server.terminate()
