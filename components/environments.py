@@ -139,10 +139,10 @@ class Driving:
     """Highway-env's fast highway (Leurent 2018), every road with its own density of traffic, speed of it, and number of lanes.
 
     A driver sees the five cars that are nearest, changes lanes and speed once a second, and is paid for speed up to 30 m/s until a crash.
-    Each episode is a simulation of its own in Python, some 30 ms a second of it; those that are over cost nothing.
+    Each episode is a simulation of its own in Python, some 17 ms of processor time a second of it; those that are over cost nothing.
     """
 
-    SPEEDS = (10, 15, 20, 25, 30)  # m/s: Gymnasium's own drivers go no slower than 20, which slow traffic makes a crash
+    SPEEDS = (10, 15, 20, 25, 30)  # m/s; highway-env's default begins at 20, which is a crash where traffic is slow
 
     def __init__(self, rows: Tensor) -> None:
         from highway_env.envs.highway_env import HighwayEnvFast
