@@ -28,7 +28,7 @@ test: setup ## run the tests
 	$(RUN) -m pytest -n 2
 
 test-all: setup ## run the slow tests too: servers, processes, whole pipelines
-	$(RUN) -m pytest -n 2 --dist loadgroup -m 'slow or not slow'
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow or not slow'
 
 check: setup ## ruff, formatting, types
 	$(VENV)/bin/ruff check .

@@ -19,8 +19,8 @@ from flows.checks import check_pool
 from flows.config import groups, load
 from flows.fanout import distilled
 from flows.plan import contender
-from flows.turns import turn
-from flows.versions import pin_data
+from flows.turns import deployed, turn
+from flows.versions import pinned
 
 
 def choices(group: str) -> Any:
@@ -69,8 +69,9 @@ def retrain(
     leftovers.bury(tracking.store(), folder)
     tags = stages.environment_tags(runtime.flow_run.id) | {"stage": "retrain", "overrides": " ".join(overrides)}
     tags |= {"mlflow.source.name": f"flows.retrain {tags['overrides']}".strip(), "mlflow.source.type": "LOCAL"}
-    with turn(config.domain.name), tracking.run(folder, f"{config.experiment}-seed{config.seed}", tags, sweep) as run_id:
-        pool = pin_data(config.domain, config.data.pin, config.data.write_pin, config.mirror)
+    wanted = (config.domain, config.data.pin, config.data.write_pin, config.mirror)
+    own_run = tracking.run(folder, f"{config.experiment}-seed{config.seed}", tags, sweep)
+    with turn(config.domain.name), own_run as run_id, pinned(*wanted, patient=deployed()) as pool:
         check_pool(config, pool.path)
         plan, outside = registry.planned(config, pool.md5)
         line = stages.Pipeline(config, folder, run_id, tags | {"data.md5": pool.data_md5})

@@ -10,13 +10,18 @@ from prefect import runtime
 from flows import paths
 
 
+def deployed() -> bool:
+    """Tell whether a deployment began this run, and nobody waits for it on a command line."""
+    return runtime.deployment.id is not None
+
+
 @contextmanager
 def turn(domain: str) -> Iterator[None]:
     """Wait until no other deployed run works on the domain; the system frees the lock of one that is killed.
 
     A run from the command line waits for nobody: the locks of stages and data tell it where it meets another.
     """
-    if runtime.deployment.id is None:
+    if not deployed():
         yield
         return
     paths.runs().mkdir(parents=True, exist_ok=True)

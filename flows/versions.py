@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from components.contracts import DomainSection, InputError
 from components.plain import fingerprint, one_line, to_plain
-from flows import paths
+from flows import holds, paths
 
 PIN = "data.dvc"
 
@@ -112,14 +112,34 @@ def current_digest(domain: DomainSection, where: str | None) -> str | None:
     return actual if actual == pinned or (where is None and pinned is None) else pinned
 
 
+@contextmanager
+def pinned(domain: DomainSection, where: str | None, write: bool, mirror: str | None, patient: bool = False) -> Iterator[Pinned]:
+    """Yield what pin_data leaves, which stays until this is over; who needs other data of the domain waits if `patient`, or gets an InputError."""
+    with ExitStack() as stack:
+
+        def pin() -> Pinned:
+            with _alone():
+                found = _pin(domain, where, write, mirror)
+                stack.enter_context(holds.used(domain.name))
+                return found
+
+        yield holds.patiently(pin, patient)
+
+
 def pin_data(domain: DomainSection, where: str | None, write: bool, mirror: str | None) -> Pinned:
     """Leave data/<domain> in the pinned state: already there; else from cache or remote; else built from the source.
 
     A digest that differs from the pin is a new version: added to the cache, pushed when there is a remote, and said loudly.
+    Raises InputError where somebody uses other data of the domain (see `pinned`).
     """
+    with pinned(domain, where, write, mirror) as found:
+        return found
+
+
+def _alone() -> FileLock:
+    """Return the lock of whoever looks at data/ and may change it."""
     paths.runs().mkdir(parents=True, exist_ok=True)
-    with FileLock(paths.runs() / "data.lock"):  # waits
-        return _pin(domain, where, write, mirror)
+    return FileLock(paths.runs() / "data.lock")  # waits
 
 
 def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | None) -> Pinned:
@@ -132,6 +152,14 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
 
     if expected is not None and tree_md5(target) == expected and usable():
         return Pinned(domain.name, str(target), expected, str(whole), str(text), "already there", False)
+    with holds.changed(domain.name):
+        return _renew(domain, where, write, mirror, usable)
+
+
+def _renew(domain: DomainSection, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool]) -> Pinned:
+    text = find_pin(where)
+    whole, domains = read_pin(text)
+    expected, target = domains.get(domain.name), paths.data() / domain.name
     if target.exists() and expected is not None and tree_md5(target) != expected:
         _say(f"data/{domain.name} is not what {PIN} pins (changed or partly deleted): restoring it")
     if expected is not None and text is not None and _restore(text, domain.name, target) and tree_md5(target) == expected and usable():

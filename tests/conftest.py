@@ -23,14 +23,6 @@ GROUPS = {"a": 9, "b": 14, "c": 6, "v": 8, "w": 5, "g": 7, "t": 8, "u": 12}
 SPLITS = SplitsSection(train=None, val=["v", "w"], gate=["g"], test=["t", "u"], shares={})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With --dist loadgroup, one worker gets all that share a served system or the domains' chains, and otherwise a file, whose tests share workspaces."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            fixtures = getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group(next((name for name in ("system", "chain") if name in fixtures), item.path.name)))
-
-
 @pytest.fixture(scope="session")
 def small_pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     """69 classes of random pictures with 8 to 11 items each, every class around a centre of its own."""

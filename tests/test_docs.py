@@ -47,7 +47,6 @@ def test_commands_are_python_or_make() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("commands")  # the README has some of them too
 def test_the_commands_of_the_documents_run_one_after_the_other(finished: Workspace) -> None:
     told = []
     finished.draw_examples()

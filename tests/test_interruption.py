@@ -72,6 +72,8 @@ def test_a_second_pipeline_on_the_same_key_is_told_who_holds_it(new_workspace) -
     second = workspace.retrain(SMOKE, *slow, expect=2)
     line = second.stderr.strip().splitlines()[-1]
     assert line.startswith("error: Stage base") and "process" in line and "is writing it" in line
+    third = workspace.retrain(SMOKE, "domain.source.render_seed=1", expect=2)  # other data of the domain
+    assert "data/glyphs must stay as it is while another pipeline uses it" in third.stderr.strip().splitlines()[-1]
     first.communicate(timeout=PATIENCE)
     assert first.returncode == 0
 

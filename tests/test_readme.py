@@ -36,7 +36,6 @@ def test_links_and_files_named_in_the_readme_exist() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("commands")
 @pytest.mark.parametrize("command", PYTHON)
 def test_a_command_of_the_readme_runs(finished: Workspace, command: str) -> None:
     module, *arguments = command.split()

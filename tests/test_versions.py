@@ -2,6 +2,10 @@
 
 import shutil
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from components.domains.options import OPTIONS
 from components.splits import homes, split_of
 from flows import paths, versions
 from flows.config import load
-from flows.versions import current_digest, find_pin, pin_data, read_pin, tree_md5
+from flows.versions import current_digest, find_pin, pin_data, pinned, read_pin, tree_md5
 
 FEW = {"leave_out": [s for s in glyphs.SCRIPTS if s not in ("Hebrew", "Ogham", "Coptic", "Lisu")], "items_per_class": 2}
 
@@ -39,14 +43,48 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+HOLDS = "import sys; from flows import holds\nwith holds.used('glyphs'): print('held', flush=True); input()"
+
+
+@contextmanager
+def user(project: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that uses data/glyphs."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDS], stdin=-1, stdout=-1, text=True)
+    assert process.stdin is not None and process.stdout is not None and process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_data_in_use_are_shared_and_stay_until_their_user_is_gone(project: Path) -> None:
+    before, pin = tree_md5(project / "data/glyphs"), (project / "data.dvc").read_text()
+    with user(project):
+        assert pin_data(domain(), None, True, None).how == "already there", "the same data are for many"
+        with pytest.raises(InputError, match=r"data/glyphs must stay as it is while another pipeline uses it"):
+            pin_data(domain(render_seed=5), None, True, None)
+        assert tree_md5(project / "data/glyphs") == before and (project / "data.dvc").read_text() == pin
+    with pinned(domain(render_seed=5), None, True, None) as found:  # the one that used them was killed
+        assert found.new and found.md5 == tree_md5(project / "data/glyphs") != before
+
+
+def test_who_is_patient_waits_for_data_in_use(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with user(project) as other:
+        threading.Timer(3, other.kill).start()
+        with pinned(domain(render_seed=5), None, True, None, patient=True) as found:
+            assert found.new and other.wait() != 0
+    assert capsys.readouterr().err.count("waiting for the run that uses other data") == 1
+
+
 def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=paths.root(), capture_output=True, text=True, check=True).stdout
 
 
 def test_data_that_match_the_pin_are_left_alone(project: Path) -> None:
-    pinned = pin_data(domain(), None, True, None)
-    assert (pinned.how, pinned.new) == ("already there", False)
-    assert pinned.md5 == tree_md5(project / "data/glyphs") == read_pin((project / "data.dvc").read_text())[1]["glyphs"]
+    made = pin_data(domain(), None, True, None)
+    assert (made.how, made.new) == ("already there", False)
+    assert made.md5 == tree_md5(project / "data/glyphs") == read_pin((project / "data.dvc").read_text())[1]["glyphs"]
 
 
 @pytest.mark.parametrize("harm", ["changed", "deleted", "emptied"])
@@ -61,8 +99,8 @@ def test_damaged_data_are_noticed_and_restored(project: Path, harm: str) -> None
         (folder / "classes.parquet").unlink()
     else:
         shutil.rmtree(folder)
-    pinned = pin_data(domain(), None, True, None)
-    assert pinned.how == "restored by DVC"
+    made = pin_data(domain(), None, True, None)
+    assert made.how == "restored by DVC"
     assert tree_md5(folder) == before
 
 
@@ -78,8 +116,8 @@ def test_without_cache_and_remote_the_source_gives_the_pinned_bytes(project: Pat
     for lost in (project / "data", project / ".dvc/cache", project.parent / "remote"):
         shutil.rmtree(lost)
     pin = (project / "data.dvc").read_bytes()
-    pinned = pin_data(domain(), None, True, None)
-    assert (pinned.how, pinned.new) == ("built from its source, equal to the pin", False)
+    made = pin_data(domain(), None, True, None)
+    assert (made.how, made.new) == ("built from its source, equal to the pin", False)
     assert (project / "data.dvc").read_bytes() == pin
 
 
@@ -106,9 +144,9 @@ def test_a_pin_that_looks_like_an_option_is_none(project: Path) -> None:
 
 def test_a_deployed_run_leaves_the_pin_file_alone(project: Path) -> None:
     before = (project / "data.dvc").read_bytes()
-    pinned = pin_data(domain(render_seed=6), None, False, None)
+    made = pin_data(domain(render_seed=6), None, False, None)
     assert (project / "data.dvc").read_bytes() == before
-    assert read_pin(pinned.pin)[1]["glyphs"] == pinned.md5 != read_pin(before.decode())[1]["glyphs"]
+    assert read_pin(made.pin)[1]["glyphs"] == made.md5 != read_pin(before.decode())[1]["glyphs"]
 
 
 def test_a_second_domain_changes_nothing_of_the_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
