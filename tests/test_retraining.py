@@ -112,7 +112,8 @@ def test_a_run_that_died_with_its_worker_is_running_no_more(server: Server, rows
         assert server.command("deployment", "run", "retrain/manual", "-p", f"overrides={json.dumps(rows.asked)}").returncode == 0
         until(lambda: "RUNNING" in {run["state_type"] for run in server.flow_runs("manual")}, every=0.5)
         (lost,) = [run["id"] for run in server.flow_runs("manual") if run["state_type"] == "RUNNING"]
-        until(lambda: server.ask("events/filter", {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}}})["events"], every=0.5)
+        beats = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{lost}"]}}  # its own: others' came before
+        until(lambda: server.ask("events/filter", {"filter": beats})["events"], every=0.5)
         for process in [*server.processes("worker start"), *server.processes("prefect.engine"), *server.processes("flow-run execute")]:
             process.kill()
         until(lambda: server.ask(f"flow_runs/{lost}")["state_type"] == "CRASHED", every=0.5)
