@@ -153,11 +153,10 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
     if expected is not None and tree_md5(target) == expected and usable():
         return Pinned(domain.name, str(target), expected, str(whole), str(text), "already there", False)
     with holds.changed(domain.name):
-        return _renew(domain, where, write, mirror, usable)
+        return _renew(domain, text, where, write, mirror, usable)
 
 
-def _renew(domain: DomainSection, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool]) -> Pinned:
-    text = find_pin(where)
+def _renew(domain: DomainSection, text: str | None, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool]) -> Pinned:
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
     if target.exists() and expected is not None and tree_md5(target) != expected:
