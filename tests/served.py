@@ -14,6 +14,20 @@ from workspace import PATIENCE, Workspace, free_port
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
+def unscheduled(url: str) -> None:
+    """Pause the schedules that are there: 03:00 may come while tests run, and no pipeline is to begin that none of them asks for."""
+    for deployment in asked(url, "deployments/filter", {}):
+        for schedule in deployment["schedules"]:
+            asked(url, f"deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False}, "PATCH")
+
+
+def asked(url: str, path: str, body: dict | None = None, method: str | None = None) -> list | dict:
+    """Ask a Prefect server: GET, or POST where there is a body."""
+    told = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{url}/{path}", told, {"Content-Type": "application/json"}, method=method)
+    return json.loads(urllib.request.urlopen(request, timeout=10).read() or "{}")
+
+
 class Server:
     """Prefect server, deployments, worker and MLflow of one workspace; commands run from a directory that is not the checkout."""
 
@@ -27,7 +41,9 @@ class Server:
 
     def serve(self, expect: int = 0, **more: str) -> subprocess.CompletedProcess[str]:
         self.up = True
-        return self.workspace.run("flows.serve", expect=expect, **more)
+        ended = self.workspace.run("flows.serve", expect=expect, **more)
+        unscheduled(self.url)
+        return ended
 
     def stop(self) -> str:
         self.up = False
@@ -40,8 +56,7 @@ class Server:
         return subprocess.run([*PREFECT, *arguments], cwd=self.elsewhere, env=self.environment, capture_output=True, text=True, timeout=timeout)
 
     def ask(self, path: str, body: dict | None = None) -> list | dict:
-        request = urllib.request.Request(f"{self.url}/{path}", None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"})
-        return json.loads(urllib.request.urlopen(request, timeout=10).read())
+        return asked(self.url, path, body)
 
     def flow_runs(self, deployment: str) -> list[dict]:
         return self.ask("flow_runs/filter", {"deployments": {"name": {"any_": [deployment]}}})

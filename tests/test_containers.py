@@ -25,6 +25,7 @@ import psutil
 import pytest
 import yaml
 from postgres import binaries, postgres
+from served import unscheduled
 from workspace import PATIENCE, SMOKE, Workspace, free_port
 
 from flows import deploy
@@ -212,6 +213,7 @@ def composed(tmp_path_factory: pytest.TempPathFactory, image: Path, finished: Wo
                     time.sleep(1)
             found = {"PREFECT_API_URL": f"http://127.0.0.1:{ports['4200']}/api", "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['5000']}"}
             workspace.environment |= found
+            unscheduled(found["PREFECT_API_URL"])
             yield workspace, found
         finally:
             for process in reversed(started):

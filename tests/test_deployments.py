@@ -36,8 +36,10 @@ def test_the_deployments_are_the_named_ones_and_compose() -> None:
 @pytest.mark.slow
 def test_all_deployments_are_there(server: Server) -> None:
     listed = server.command("deployment", "ls").stdout
-    for name in deployments():
+    for name, told in deployments().items():
         assert name in listed
+        held = server.ask(f"deployments/name/{told['entrypoint'].partition(':')[2]}/{name}")["schedules"]
+        assert [one["schedule"]["cron"] for one in held] == [one["cron"] for one in told.get("schedules", [])]
 
 
 @pytest.mark.slow
