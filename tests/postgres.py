@@ -7,14 +7,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg2
-from workspace import PATIENCE, free_port
+from workspace import PATIENCE, free_port, until
 
 USER = "fewloop"
 
@@ -40,6 +39,11 @@ class Postgres:
     def environment(self) -> dict[str, str]:
         """Return what puts MLflow and Prefect there."""
         return {"MLFLOW_TRACKING_URI": self.uri("mlflow"), "PREFECT_API_DATABASE_CONNECTION_URL": self.uri("prefect", "postgresql+asyncpg")}
+
+    def answers(self) -> bool:
+        with suppress(psycopg2.OperationalError):
+            return bool(self.ask("SELECT 1"))
+        return False
 
     def ask(self, statement: str, database: str = "postgres") -> list[tuple]:
         connection = psycopg2.connect(self.uri(database), connect_timeout=10)
@@ -79,13 +83,8 @@ def postgres() -> Iterator[Postgres]:
         where = ["-c", "listen_addresses=127.0.0.1", "-c", f"port={made.port}", "-c", f"unix_socket_directories={folder}"]
         with (folder / "log").open("w") as log:
             server = subprocess.Popen([programs / "postgres", "-D", folder / "data", *where], cwd=folder, stdout=log, stderr=log, **who)
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            with suppress(psycopg2.OperationalError):
-                made.ask("SELECT 1")
-                break
-            assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-            time.sleep(0.1)
+        until(lambda: server.poll() is not None or made.answers())
+        assert server.poll() is None, (folder / "log").read_text()
         for name in ("mlflow", "prefect"):
             made.ask(f"CREATE DATABASE {name}")
         yield made

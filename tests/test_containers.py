@@ -13,7 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import pytest
 import yaml
 from postgres import binaries, postgres
 from served import unscheduled
-from workspace import PATIENCE, SMOKE, Workspace, free_port
+from workspace import PATIENCE, SMOKE, Workspace, free_port, until
 
 from flows import deploy
 
@@ -199,6 +198,11 @@ def composed(tmp_path_factory: pytest.TempPathFactory, image: Path, finished: Wo
             with (place / f"{service}.log").open("a") as log:
                 return subprocess.Popen([here(word, service) for word in command], cwd=image, env=own, stdout=log, stderr=log)
 
+        def wait(service: str, process: subprocess.Popen[bytes]) -> None:
+            look = SERVICES[service]["healthcheck"]["test"][1:]
+            until(lambda: process.poll() is not None or begin(service, look).wait(PATIENCE) == 0, every=1)
+            assert process.poll() is None, (place / f"{service}.log").read_text()[-3000:]
+
         extra = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and Path(path).resolve() != ROOT]
         try:
             for service in ("prefect", "mlflow", "deployments", "worker"):
@@ -207,10 +211,8 @@ def composed(tmp_path_factory: pytest.TempPathFactory, image: Path, finished: Wo
                     assert process.wait(PATIENCE) == 0, (place / f"{service}.log").read_text()
                     continue
                 started.append(process)
-                deadline = time.monotonic() + PATIENCE
-                while "healthcheck" in SERVICES[service] and begin(service, SERVICES[service]["healthcheck"]["test"][1:]).wait(PATIENCE):
-                    assert process.poll() is None and time.monotonic() < deadline, (place / f"{service}.log").read_text()[-3000:]
-                    time.sleep(1)
+                if "healthcheck" in SERVICES[service]:
+                    wait(service, process)
             found = {"PREFECT_API_URL": f"http://127.0.0.1:{ports['4200']}/api", "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{ports['5000']}"}
             workspace.environment |= found
             unscheduled(found["PREFECT_API_URL"])
