@@ -6,6 +6,7 @@ The server has a core of its own, the clients the others. Nothing is compared wi
 """
 
 import asyncio
+import gc
 import os
 import socket
 import statistics
@@ -111,6 +112,7 @@ def main(model: str = "models:/glyphs@champion", seconds: str = "300", clients: 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    gc.freeze()  # or one of the latencies is a collection of the clients' garbage
     cores = sorted(os.sched_getaffinity(0))
     server = subprocess.Popen([sys.executable, "-m", "flows.endpoint", f"model={model}", f"serving.port={port}"], start_new_session=True)
     try:

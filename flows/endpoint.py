@@ -48,6 +48,7 @@ def endpoint(*overrides: str, model: str) -> None:
         app,
         host=limits.host,
         port=limits.port,
+        http="h11",  # 64 KB of headers at most; httptools, which uvicorn takes where it is installed, keeps whatever comes (measured: 300 MB)
         log_level="warning",
         access_log=False,
         server_header=False,

@@ -222,6 +222,10 @@ def test_the_command_answers_on_loopback_and_ends_on_a_signal(finished: Workspac
             learner, *(np.array(items[k]) if k == "support_y" else np.array(items[k], np.uint8) for k in ("support_x", "support_y", "query_x"))
         )
         assert np.allclose(answer["probabilities"], direct, atol=1e-5)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as endless, pytest.raises(ConnectionError):
+            endless.sendall(b"GET /health HTTP/1.1\r\nX: ")
+            for _ in range(100):
+                endless.sendall(b"a" * 10**6)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.communicate(timeout=PATIENCE)
