@@ -112,7 +112,8 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
     if losses:
         print(f"loss on the examples, step by step: {' '.join(f'{loss:.3f}' for loss in losses)}")
     left = f", {int((~sure).sum())} left open" if least > 0 else ""
-    print(f"{len(names)} {'rows' if columns else 'pictures'} named among {', '.join(classes)}{left}: {target}")
+    what = ("row" if columns else "picture") + "s" * (len(names) != 1)
+    print(f"{len(names)} {what} named among {', '.join(classes)}{left}: {target}")
 
 
 def _count(given: str) -> int:

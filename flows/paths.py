@@ -1,6 +1,8 @@
 """Where things lie: the code, what is told about it (conf/, prefect.yaml), and the project's root; never found from the current directory."""
 
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,14 @@ def _house() -> Path:
 
 
 HOUSE = _house()  # of conf/, prefect.yaml, automations.yaml, constraints.txt: the checkout, or where an installation put them
+
+
+def typed(program: str) -> str:
+    """Return a program of this environment as one would type it here: by its name where the shell finds it, or else by its path."""
+    own, here = Path(sys.executable).with_name(program), Path.cwd()
+    if shutil.which(program) == str(own):
+        return program
+    return str(own.relative_to(here) if own.is_relative_to(here) else own)
 
 
 def root() -> Path:

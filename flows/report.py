@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from components.contracts import CELLS, StageRef
 from components.scores import SCORES
-from flows import databases, tracking
+from flows import databases, paths, tracking
 from flows.artifacts import REFERENCES, markdown
 from flows.promotion import Decision
 from flows.stages import Pipeline
@@ -112,7 +113,9 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     console.print(f"ran: {', '.join(ran) or 'nothing'}", f"cached: {', '.join(cached) or 'nothing'}", sep="\n", highlight=False, soft_wrap=True)
     fate = "is champion" if decision.champion else "stays challenger"
     console.print(f"{decision.model} version {decision.version} {fate}: {decision.reason}", highlight=False, soft_wrap=True)
-    console.print("next: make ui | python -m flows.adapt --help | python -m flows.evaluate --help", highlight=False, soft_wrap=True)
+    python = paths.typed("python")
+    look = "make ui" if Path.cwd() == paths.HOUSE else f"{python} -m flows.ui"
+    console.print(f"next: {look} | {python} -m flows.adapt --help | {python} -m flows.evaluate --help", highlight=False, soft_wrap=True)
     gate = f"**Promotion:** {decision.model} version {decision.version} {fate}: {decision.reason}"
     shown = [f"## {name}\n\n{markdown(head, found)}" for name, head, found in cold]
     there = f"[MLflow run]({server()}/#/experiments/{line.experiment}/runs/{line.run_id}?workflowType=machine_learning), `{line.run_id}`"

@@ -32,6 +32,15 @@ def test_the_first_run_ends_with_the_table_and_a_champion(finished: Workspace) -
     assert "glyphs version 1 is champion: there was no champion" in out
 
 
+@pytest.mark.slow
+def test_what_is_told_to_be_next_can_be_typed_where_it_is_told(finished: Workspace) -> None:
+    told = finished.first.stdout.splitlines()[-1].removeprefix("next: ").split(" | ")
+    assert [command.split()[-2:] for command in told] == [["-m", "flows.ui"], ["flows.adapt", "--help"], ["flows.evaluate", "--help"]]
+    for command in told[1:]:
+        ended = subprocess.run(command, shell=True, cwd=finished.root, env=finished.environment | {"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+        assert ended.returncode == 0 and ended.stdout, ended.stderr
+
+
 def test_a_normal_run_warns_of_nothing(finished: Workspace) -> None:
     told = finished.first.stdout + finished.first.stderr
     assert "Warning" not in told

@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
 PYTHON = [c.removeprefix(".venv/bin/python -m ") for c in COMMANDS if c.startswith(".venv/bin/python")]
 # Run with a server by test_deployments.py, with its own ports and names.
-SERVED = [c for c in COMMANDS if c.startswith("prefect ")]
+SERVED = [c for c in COMMANDS if c.startswith(".venv/bin/prefect ")]
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 
 
