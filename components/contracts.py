@@ -347,7 +347,7 @@ class TrainerSection:
     devices: int
     nodes: int
     rendezvous: str | None
-    precision: str
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"]
     threads: int
     accumulate: int
     runner: Literal["sequential", "threads", "dask"]

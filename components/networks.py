@@ -1,8 +1,10 @@
 """Backbones: inputs in, feature vectors out. Safe to call statelessly, with weights of one's own for every task."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -10,15 +12,46 @@ from torch.func import functional_call
 from components.contracts import BackboneSection, InputError
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation whose statistics may also be those of the batch at hand, always (`by_task`), without being kept."""
+class _OverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
 
-    by_task = False
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return over_processes(gradient)
+
+
+def over_processes(x: Tensor) -> Tensor:
+    """Return the mean of x over all processes, each of which has a loss of its own: the gradient is the mean of theirs."""
+    result: Tensor = _OverProcesses.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose statistics may also be those of the batch at hand, always (`by_task`), without being kept.
+
+    While training, they may be those of all processes together (`shared`), of which each holds as much: torch's own SyncBatchNorm needs GPUs.
+    """
+
+    by_task = shared = False
 
     def forward(self, x: Tensor) -> Tensor:
         if self.by_task:
             return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-        return super().forward(x)
+        if not (self.shared and self.training):
+            return super().forward(x)
+        mean = over_processes(x.mean((0, 2, 3)))
+        variance = over_processes((x - mean[:, None, None]).square().mean((0, 2, 3)))
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)  # type: ignore[union-attr, arg-type]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return torch.addcmul((self.bias - mean * scale)[:, None, None], x, scale[:, None, None])
 
 
 def _norm(kind: str, filters: int) -> nn.Module:
@@ -126,6 +159,13 @@ def statistics(backbone: nn.Module, kind: str, training: bool) -> None:
     for module in backbone.modules():
         if isinstance(module, BatchNorm):
             module.by_task = kind == "task"
+
+
+def share_statistics(learner: nn.Module, shared: bool) -> None:
+    """Choose whether batch normalisation in training reads the batches of all processes together, as one process does with the whole batch."""
+    for module in learner.modules():
+        if isinstance(module, BatchNorm):
+            module.shared = shared
 
 
 def freeze(backbone: nn.Module) -> None:

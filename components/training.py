@@ -33,7 +33,7 @@ from components.learners.gradient import Maml
 from components.learners.learner import Learner, learner_size
 from components.learners.policy import Policy
 from components.learners.views import Views
-from components.networks import freeze
+from components.networks import freeze, share_statistics
 from components.objectives import OBJECTIVES
 from components.plain import to_plain
 from components.tasks import TaskBatch
@@ -120,7 +120,8 @@ class Fit(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         validation = validate(self.learner, self.validation, self.device)
         self.learner.train()
-        train = {f"train/{name}": total / self.section.epoch_steps for name, total in self.sums.items()}
+        sums = self.trainer.strategy.reduce(torch.tensor(list(self.sums.values()), dtype=torch.float64), reduce_op="mean")  # over processes
+        train = {f"train/{name}": total / self.section.epoch_steps for name, total in zip(self.sums, sums.tolist(), strict=True)}
         if self.skipped:
             train["train/skipped"] = float(self.skipped)
         self.history.append({"step": float(self.global_step), **train, **{f"val/{k}": v for k, v in validation.items()}})
@@ -364,6 +365,7 @@ def _train(fit: Fit, job: FitJob, state: Path, watch: Watch, label: str, rank: i
         use_distributed_sampler=False,
         default_root_dir=str(state),
     )
+    share_statistics(fit.learner, world > 1 and fit.learner.tasks_at_once > 1)  # who takes task by task has each task's
     trainer.fit(fit, ckpt_path=_newest_readable(state), weights_only=True)
     if trainer.interrupted or trainer.global_step < job.fit.steps:
         raise KeyboardInterrupt(f"{label} stopped at step {trainer.global_step} of {job.fit.steps}; run it again to go on from there.")

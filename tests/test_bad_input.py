@@ -78,6 +78,7 @@ BAD = {
     "negative seed": ["seed=-1"],
     "canvas not divisible": ["domain.source.size=29"],
     "no devices": ["trainer.devices=0"],
+    "a precision that does not exist": ["trainer.precision=64-true"],
     "machines without a place to meet": ["trainer=ddp", "trainer.nodes=2"],
     "a place to meet without a port": ["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=head"],
     "students at once on two machines": ["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=head:29500", "trainer.runner=dask"],
