@@ -206,7 +206,7 @@ def test_two_gloo_processes_reach_the_weights_of_one(small_pool: Pool, small_tas
     for name, devices in (("one", 1), ("two", 2)):
         trainer = replace(CONFIG.trainer, threads=1, devices=devices)
         heard.append(Heard())
-        fit(job(small_pool, small_tasksets, tmp_path / name, objective, trainer=trainer, fit=replace(SECTION, lr=0.001), **more), heard[-1], name)
+        fit(job(small_pool, small_tasksets, tmp_path / name, objective, trainer=trainer, fit=replace(SECTION, steps=6, lr=0.001), **more), heard[-1], name)
     one, two = (load_file(tmp_path / name / "out" / "learner.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         if name != "temperature":  # a search on validation tasks, not a weight
