@@ -32,7 +32,7 @@ from components.learners.fused import join
 from components.learners.gradient import Maml
 from components.learners.learner import Learner, learner_size
 from components.learners.policy import Policy
-from components.learners.views import Views
+from components.learners.views import Views, once
 from components.networks import freeze, share_statistics
 from components.objectives import OBJECTIVES
 from components.plain import to_plain
@@ -284,11 +284,8 @@ def _goal(job: FitJob, learner: Learner, pool: Pool) -> Goal:
 
 
 def _teacher(paths: tuple[str, ...], shape: tuple[int, ...]) -> Learner:
-    """Load the teacher; several become one fused learner of equal weights.
-
-    A teacher that looks at several views looks once: a lesson's pictures are bent already, anew each time, and every further look costs an encoding.
-    """
-    loaded = [learner.member if isinstance(learner, Views) else learner for learner in (store.load(path)[0] for path in paths)]
+    """Load the teacher; several become one fused learner of equal weights."""
+    loaded = [once(store.load(path)[0]) for path in paths]
     return loaded[0] if len(loaded) == 1 else join(loaded, "mixture", [1 / len(loaded)] * len(loaded), False, shape).eval()
 
 

@@ -18,6 +18,8 @@ from components.fusion import MODES, Members, fuse, save_best, weigh
 from components.learners import store
 from components.learners.fused import FusedLearner
 from components.learners.learner import Learner
+from components.learners.metric import ProtoNet
+from components.learners.views import once
 from components.mixing import greedy_weights, mixture_weights, soup
 from components.networks import BatchNorm
 from components.tasks import Examples
@@ -252,3 +254,21 @@ def test_several_views_are_the_mean_of_features_and_one_alone_is_the_picture(tmp
     assert torch.equal(predict(store.load(tmp_path)[0], batch), predict(learner, batch))
     with pytest.raises(InputError, match="one encoder"):
         store.build(store.views_spec(spec("maml"), 2, NONE))
+
+
+def test_training_and_lessons_look_once() -> None:
+    augment, batch = AugmentSection(9, 0.15, 0.15, 0.05, 0.03), tasks()
+    told = [store.views_spec(spec("protonet"), 3, augment)] * 2
+    learner = store.build(store.fused_spec(told, "concat", [0.5, 0.5], False)).train()
+    x = batch.query.x[0]
+    looked = []
+    for member in learner.members:
+        member.member.backbone.register_forward_hook(lambda *_: looked.append("look"))
+    learner.encode(x)
+    assert looked == ["look"] * 2
+    learner.eval().encode(x)
+    assert looked == ["look"] * (2 + 6)
+    seen, plain = learner.encode(x), once(learner).encode(x)
+    assert looked == ["look"] * (8 + 6 + 2)
+    assert not torch.allclose(seen, plain)
+    assert isinstance(once(store.build(told[0])), ProtoNet)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from components.contracts import AugmentSection, require
 from components.domains import images
 from components.draws import seed_of
+from components.learners.fused import FusedLearner
 from components.learners.learner import Adapted, Learner
 from components.tasks import Examples
 
@@ -16,7 +17,8 @@ from components.tasks import Examples
 class Views(Learner):
     """Test-time augmentation of an encoder (Krizhevsky et al. 2012, NeurIPS, sec. 4.1, who average predictions; here features).
 
-    The first copy is the picture as it is; the others are bent as training pictures are, by the same draws for every picture.
+    The first copy is the picture as it is; the others are bent as training pictures are, by the same draws for every picture. In training it looks
+    once: what is drawn then is bent already, anew each time, and every further look costs an encoding.
     """
 
     draws: Tensor
@@ -41,6 +43,8 @@ class Views(Learner):
 
     def encode(self, x: Tensor) -> Tensor:
         total = self.member.encode(x)
+        if self.training:
+            return total
         for draw in self.draws:
             total = total + self.member.encode(images.bend(x, draw.expand(len(x), -1).to(x.device), self.augment))
         return total / (1 + len(self.draws))
@@ -50,3 +54,12 @@ class Views(Learner):
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         return self.member.predict_features(adapted, x)
+
+
+def once(learner: Learner) -> Learner:
+    """Return a teacher, or the members that it is fused from, without their further views: lessons are training."""
+    if isinstance(learner, Views):
+        return once(learner.member)
+    if isinstance(learner, FusedLearner):
+        learner.members = nn.ModuleList(once(m) for m in learner.members)  # type: ignore[arg-type]
+    return learner
