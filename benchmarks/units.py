@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,17 +91,19 @@ def ingest(place: Path) -> None:
 
 
 def rank() -> None:
-    """Be one of two processes: average gradients of so many numbers, as DDP does after every step."""
+    """Be one of two processes: average gradients of so many numbers, as DDP does after every step; gather the statistics of a layer's 64 channels."""
     dist.init_process_group("gloo")
-    for count in NUMBERS:
-        gradient, seconds = torch.zeros(count), []
+    gathered, own = list(torch.zeros(2, 2, 64)), torch.zeros(2, 64)
+    kinds = [("average a gradient", count, partial(dist.all_reduce, torch.zeros(count))) for count in NUMBERS]
+    for name, count, act in (*kinds, ("gather statistics", own.numel(), partial(dist.all_gather, gathered, own))):
+        seconds = []
         for _ in range(REPEATS):
             dist.barrier()
             begin = time.perf_counter()
-            dist.all_reduce(gradient)
+            act()
             seconds.append(time.perf_counter() - begin)
         if dist.get_rank() == 0:
-            print(f"{'average a gradient, gloo x 2':<28} {1e3 * min(seconds):10.2f} ms for {count:,} numbers", flush=True)
+            print(f"{f'{name}, gloo x 2':<28} {1e3 * min(seconds):10.2f} ms for {count:,} numbers", flush=True)
     dist.destroy_process_group()
 
 
