@@ -31,6 +31,11 @@ def typed(program: str) -> str:
     return str(own.relative_to(here) if own.is_relative_to(here) else own)
 
 
+def made(target: str, module: str) -> str:
+    """Return what one would type here for the Makefile's `target`, which runs `module`."""
+    return f"make {target}" if Path.cwd() == HOUSE else f"{typed('python')} -m {module}"
+
+
 def root() -> Path:
     """Return the folder that holds data.dvc, data/ and mlruns/: FEWLOOP_ROOT, or the checkout. Raises InputError where there is neither."""
     given = os.environ.get("FEWLOOP_ROOT")

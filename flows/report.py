@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
@@ -114,8 +113,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     fate = "is champion" if decision.champion else "stays challenger"
     console.print(f"{decision.model} version {decision.version} {fate}: {decision.reason}", highlight=False, soft_wrap=True)
     python = paths.typed("python")
-    look = "make ui" if Path.cwd() == paths.HOUSE else f"{python} -m flows.ui"
-    console.print(f"next: {look} | {python} -m flows.adapt --help | {python} -m flows.evaluate --help", highlight=False, soft_wrap=True)
+    console.print(f"next: {paths.made('ui', 'flows.ui')} | {python} -m flows.adapt --help | {python} -m flows.evaluate --help", highlight=False, soft_wrap=True)
     gate = f"**Promotion:** {decision.model} version {decision.version} {fate}: {decision.reason}"
     shown = [f"## {name}\n\n{markdown(head, found)}" for name, head, found in cold]
     there = f"[MLflow run]({server()}/#/experiments/{line.experiment}/runs/{line.run_id}?workflowType=machine_learning), `{line.run_id}`"

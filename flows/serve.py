@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
@@ -146,8 +145,7 @@ def serve() -> None:
     print(f"{'deployments':<13} {api} ({made})", f"{'logs':<13} {services.logs()}", *(f"{name:<13} {page}" for name, page in lists), sep="\n")
     if all(how == "already running" for *_, how in rows):
         print("everything was running already")
-    stop = "make stop" if Path.cwd() == paths.HOUSE else f"{paths.typed('python')} -m flows.serve stop"
-    print(f"next: export PREFECT_API_URL={api}; {paths.typed('prefect')} deployment run 'retrain/smoke' --watch; {stop}")
+    print(f"next: export PREFECT_API_URL={api}; {paths.typed('prefect')} deployment run 'retrain/smoke' --watch; {paths.made('stop', 'flows.serve stop')}")
 
 
 def stop() -> None:
