@@ -28,7 +28,8 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        own = torch.stack(torch.batch_norm_update_stats(x, None, None, 0.0)).to(weight.dtype)  # mean and variance
+        blank = torch.zeros_like(weight)  # left as it is; makes the statistics as exact as the weight, where x is not
+        own = torch.stack(torch.batch_norm_update_stats(x, blank, blank.clone(), 0.0))  # mean and variance
         means, variances = _of_all(own).unbind(1)
         mean = means.mean(0)
         variance = (variances + (means - mean).square()).mean(0)

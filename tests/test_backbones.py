@@ -23,7 +23,7 @@ from components.job import Watch
 from components.launch import fit
 from components.learners import store
 from components.learners.options import FAMILIES
-from components.networks import build_backbone, freeze
+from components.networks import BatchNorm, build_backbone, freeze, share_statistics
 from components.plain import to_plain
 from flows import cli
 from flows.config import load
@@ -300,3 +300,28 @@ def test_the_chain_begins_from_what_a_run_exported(finished: Workspace, new_work
     plain(own, input_shape=[1, 42, 42])
     ended = workspace.retrain(SMOKE, f"backbone.start={own}", expect=2)
     assert "as the domain has, got [1, 42, 42]" in ended.stderr.strip().splitlines()[-1] and "epoch" not in ended.stderr
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 0.05)])
+def test_statistics_shared_with_nobody_are_torchs_own(tmp_path: Path, dtype: torch.dtype, near: float) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(64, 16, 8, 8) * 3 + 5).contiguous(memory_format=torch.channels_last).to(dtype)
+    given, weight, bias = torch.randn(64, 16, 8, 8).to(dtype), torch.rand(16) + 0.5, torch.rand(16)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        found = []
+        for shared in (False, True):
+            norm = BatchNorm(16).to(torch.float64 if dtype == torch.float64 else torch.float32)
+            norm.load_state_dict(norm.state_dict() | {"weight": weight, "bias": bias})
+            share_statistics(norm, shared)
+            assert norm.shared == shared
+            own = x.clone().requires_grad_()
+            y = norm(own)
+            y.backward(given)
+            found.append([y, own.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var])
+    finally:
+        torch.distributed.destroy_process_group()
+    for alone, together in zip(*found, strict=True):
+        assert alone.dtype == together.dtype
+        assert torch.allclose(alone, together, rtol=near, atol=near)
+    assert norm.num_batches_tracked == 1
