@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from components import mixing
 from components.contracts import AugmentSection, FusionSection, InputError, require
@@ -15,7 +16,7 @@ from components.learners.fused import FusedLearner, join
 from components.learners.fused_policy import FusedPolicy
 from components.learners.learner import Learner, learner_size
 from components.learners.views import Views
-from components.validation import Validation, calibrate, validate
+from components.validation import Validation, calibrate, encode_items
 
 CANDIDATES = "candidates"  # folder of an output that holds every way of joining that was built
 MORE_SHOTS = 4  # queries a class that a second look at the validation tasks moves to their support
@@ -23,12 +24,13 @@ MORE_SHOTS = 4  # queries a class that a second look at the validation tasks mov
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of joining: the learner, its specification, and its scores on validation tasks (`more_*`: with more shots)."""
+    """One way of joining: the learner, its specification, its mean scores on validation tasks (`more_*`: with more shots), and each task's [T]."""
 
     mode: str
     learner: Learner
     spec: store.Spec
     scores: dict[str, float]
+    by_task: Tensor
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ def learn_weights(members: Members, validation: Validation) -> list[float]:
 def fuse(
     paths: Sequence[str], weights: list[float], section: FusionSection, augment: AugmentSection, pool: Pool, tasksets: str, trained: str | None
 ) -> list[Candidate]:
-    """Build the candidates of the section's mode (all that can be built for `auto`), calibrated and scored on validation tasks, best first.
+    """Build the candidates of the section's mode (all that can be built for `auto`), calibrated and scored on validation tasks, the chosen one first.
+
+    Of several it is the plainest that is not worse than the best by more than one standard error of their difference, task by task (Breiman et al.
+    1984, Classification and Regression Trees, sec. 3.4.3): the best of many is partly the luckiest.
 
     `trained` is the path of the jointly trained members, for mode `joint`. Raises InputError, with the reason, for a mode that its members cannot be
     joined by.
@@ -91,12 +96,31 @@ def fuse(
         if section.views > 1:
             learner, spec = Views(learner, section.views, augment).eval(), store.views_spec(spec, section.views, augment)
         calibrate(learner, validation)
-        scores = validate(learner, validation)
-        scores |= {f"more_{k}": v for k, v in validate(learner, validation.with_shots(MORE_SHOTS)).items()}
-        candidates.append(Candidate(name, learner, spec, scores))
-    objective = candidates[0].learner.objective
-    score = objective.score_name
-    return sorted(candidates, key=lambda c: (-objective.sign * (c.scores[score] + c.scores[f"more_{score}"]), c.scores["loss"]))
+        scores, by_task = _scores(learner, validation)
+        more, by_more = _scores(learner, validation.with_shots(MORE_SHOTS))
+        candidates.append(Candidate(name, learner, spec, scores | {f"more_{k}": v for k, v in more.items()}, by_task + by_more))
+    sign = candidates[0].learner.objective.sign
+    ranked = sorted(candidates, key=lambda c: (-sign * c.by_task.mean().item(), c.scores["loss"]))
+    chosen = next(c for c in candidates if not _worse(sign * (ranked[0].by_task - c.by_task)))
+    return [chosen, *(c for c in ranked if c is not chosen)]
+
+
+@torch.no_grad()
+def _scores(learner: Learner, validation: Validation) -> tuple[dict[str, float], Tensor]:
+    """Return the mean loss and score on validation tasks, and each task's score [T]."""
+    objective, features = learner.objective, encode_items(learner.eval(), validation.items)
+    found: dict[str, list[Tensor]] = {"loss": [], objective.score_name: []}
+    for task in validation.task_batches(features):
+        outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
+        found["loss"].append(objective.loss(outputs, task.query.y))
+        found[objective.score_name].append(objective.score(outputs, task.query.y))
+    by_task = {name: torch.cat(parts).double() for name, parts in found.items()}
+    return {name: values.mean().item() for name, values in by_task.items()}, by_task[objective.score_name]
+
+
+def _worse(lost: Tensor) -> bool:
+    """Tell whether what is lost on each task [T] is more than its standard error."""
+    return bool(lost.mean() > lost.std() / len(lost) ** 0.5)
 
 
 Built = tuple[Learner, store.Spec]
@@ -178,7 +202,8 @@ def _soup(asked: Request) -> Built:
     return learner.eval(), first
 
 
-MODES: dict[str, Callable[[Request], Built]] = {
+MODES: dict[str, Callable[[Request], Built]] = {  # the plainest first
+    "soup": _soup,  # one network
     "average": _average,
     "weights": _weights,
     "greedy": _greedy,
@@ -186,7 +211,6 @@ MODES: dict[str, Callable[[Request], Built]] = {
     "concat": _concat,
     "whitened": _whitened,
     "joint": _joint,
-    "soup": _soup,
 }
 
 

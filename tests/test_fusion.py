@@ -126,7 +126,11 @@ def test_what_validation_tasks_call_best_is_kept_with_the_table_of_all(small_poo
     assert {c.mode for c in found} == set(MODES) - {"soup", "joint"}  # different starts, nothing trained further
     metrics = save_best(found, tmp_path / "out", paths[0])
     totals = {c.mode: c.scores["accuracy"] + c.scores["more_accuracy"] for c in found}
-    assert totals[found[0].mode] == max(totals.values())
+    for candidate in found:
+        assert candidate.by_task.mean() == pytest.approx(totals[candidate.mode])
+    best = max(found, key=lambda c: totals[c.mode])
+    near = [c.mode for c in found if (lost := best.by_task - c.by_task).mean() <= lost.std() / len(lost) ** 0.5]
+    assert found[0].mode == next(mode for mode in MODES if mode in near)  # the plainest of those that do not differ from the best
     loaded, told, about = store.load(tmp_path / "out")
     assert about["objective"] == f"fused: {found[0].mode}" and told == found[0].spec
     batch = tasks()
