@@ -327,3 +327,22 @@ def test_the_losses_told_are_those_of_the_steps_that_adaptation_takes(name: str)
     assert len(losses) == learner.steps() + 1
     last = learner.inner_loss(learner.adapt_features(task.support), task.support, learner.steps())
     assert losses[-1] == pytest.approx(last.mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["maml", "meta_sgd", "mamlpp", "meta_curvature"])
+def test_steps_that_grow_instead_of_shrinking_are_not_what_a_task_is_left_with(name: str) -> None:
+    more = {"per_step_rates": False} if name == "mamlpp" else {}
+    learner, batch = smooth(name, "squared_error", inner_lr=0.4, test_steps=12, **more).eval(), vectors()
+    size = torch.tensor([0.01, 40.0, 0.01], dtype=torch.float64)[:, None, None]  # one task of three for which the rate is short enough
+    support = Examples(size * batch.support.x, batch.support.y, batch.support.way)
+    with torch.no_grad():
+        weights, losses = learner.start(support), []
+        memory = learner.memory(weights)
+        for index in range(13):
+            losses.append(learner.inner_loss(weights, support, index))
+            weights, memory = learner.descend(weights, memory, support, range(index, index + 1), False)
+        found = learner.inner_loss(learner.adapt(support), support, 12)
+    steps = torch.stack(losses)
+    lost = steps[-1] > 10
+    assert lost.tolist() == [True, False, True]
+    assert torch.allclose(found, torch.where(lost, steps.min(0).values, steps[-1]))

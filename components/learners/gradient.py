@@ -156,8 +156,33 @@ class Maml(Learner):
         graph = torch.is_grad_enabled()
         if graph and self.checkpoint_inner:
             return self._descend_in_segments(weights, support)
-        weights, _ = self.descend(weights, self.memory(weights), support, range(self.steps()), graph)
-        return weights if graph else {k: v.detach() for k, v in weights.items()}
+        moved, _ = self.descend(weights, self.memory(weights), support, range(self.steps()), graph)
+        if graph:
+            return moved
+        moved = {k: v.detach() for k, v in moved.items()}
+        return moved if self.training else self._held(weights, moved, support)
+
+    @torch.no_grad()
+    def _held(self, weights: Adapted, moved: Adapted, support: Examples) -> Adapted:
+        """Return what all steps came to or, for a task whose own support it answers worse than zeros would, what the step came to that answers it best.
+
+        Steps that are too long for a task grow from one to the next. Only the support tells.
+        """
+        outputs = self.outputs(moved, support.x, self.steps())
+        lost = ~(self.objective.loss(outputs, support.y) <= self.objective.loss(torch.zeros_like(outputs), support.y))  # what is no number too
+        rows = lost.nonzero()[:, 0]
+        if not len(rows):
+            return moved
+        own, few = {k: w[rows] for k, w in weights.items()}, Examples(support.x[rows], support.y[rows], support.way)
+        memory, best, least = self.memory(own), own, torch.full((len(rows),), torch.inf, dtype=outputs.dtype, device=outputs.device)
+        for index in range(self.steps() + 1):
+            if index:
+                own, memory = self.descend(own, memory, few, range(index - 1, index), False)
+            loss = self.objective.loss(self.outputs(own, few.x, index), few.y)
+            better = loss < least
+            least = torch.where(better, loss, least)
+            best = {k: torch.where(better.view(-1, *[1] * (w.ndim - 1)), own[k], w) for k, w in best.items()}
+        return {k: w.index_copy(0, rows, best[k].detach()) for k, w in moved.items()}
 
     def _descend_in_segments(self, weights: Adapted, support: Examples) -> Adapted:
         """Descend keeping only every sqrt(n)-th state: memory grows with the square root of the steps, time by one more pass."""
