@@ -100,8 +100,8 @@ def fuse(
         more, by_more = _scores(learner, validation.with_shots(MORE_SHOTS))
         candidates.append(Candidate(name, learner, spec, scores | {f"more_{k}": v for k, v in more.items()}, by_task + by_more))
     sign = candidates[0].learner.objective.sign
-    ranked = sorted(candidates, key=lambda c: (-sign * c.by_task.mean().item(), c.scores["loss"]))
-    chosen = next(c for c in candidates if not _worse(sign * (ranked[0].by_task - c.by_task)))
+    ranked = sorted(candidates, key=lambda c: (not c.by_task.isfinite().all(), -sign * c.by_task.mean().item(), c.scores["loss"]))
+    chosen = next((c for c in candidates if _as_good(sign * (ranked[0].by_task - c.by_task))), ranked[0])
     return [chosen, *(c for c in ranked if c is not chosen)]
 
 
@@ -118,9 +118,9 @@ def _scores(learner: Learner, validation: Validation) -> tuple[dict[str, float],
     return {name: values.mean().item() for name, values in by_task.items()}, by_task[objective.score_name]
 
 
-def _worse(lost: Tensor) -> bool:
-    """Tell whether what is lost on each task [T] is more than its standard error."""
-    return bool(lost.mean() > lost.std() / len(lost) ** 0.5)
+def _as_good(lost: Tensor) -> bool:
+    """Tell whether what is lost on each task [T] is a number and at most its standard error."""
+    return bool(lost.mean() <= lost.std() / len(lost) ** 0.5)
 
 
 Built = tuple[Learner, store.Spec]

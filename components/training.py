@@ -120,8 +120,10 @@ class Fit(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         validation = validate(self.learner, self.validation, self.device)
         self.learner.train()
-        sums = self.trainer.strategy.reduce(torch.tensor(list(self.sums.values()), dtype=torch.float64), reduce_op="mean")  # over processes
-        train = {f"train/{name}": total / self.section.epoch_steps for name, total in zip(self.sums, sums.tolist(), strict=True)}
+        totals = list(self.sums.values())
+        if self.trainer.world_size > 1:
+            totals = self.trainer.strategy.reduce(torch.tensor(totals, dtype=torch.float64, device=self.device), reduce_op="mean").tolist()
+        train = {f"train/{name}": total / self.section.epoch_steps for name, total in zip(self.sums, totals, strict=True)}
         if self.skipped:
             train["train/skipped"] = float(self.skipped)
         self.history.append({"step": float(self.global_step), **train, **{f"val/{k}": v for k, v in validation.items()}})
