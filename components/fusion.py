@@ -16,7 +16,7 @@ from components.learners.fused import FusedLearner, join
 from components.learners.fused_policy import FusedPolicy
 from components.learners.learner import Learner, learner_size
 from components.learners.views import Views
-from components.validation import Validation, calibrate, encode_items
+from components.validation import Validation, by_task, calibrate
 
 CANDIDATES = "candidates"  # folder of an output that holds every way of joining that was built
 MORE_SHOTS = 4  # queries a class that a second look at the validation tasks moves to their support
@@ -96,26 +96,19 @@ def fuse(
         if section.views > 1:
             learner, spec = Views(learner, section.views, augment).eval(), store.views_spec(spec, section.views, augment)
         calibrate(learner, validation)
-        scores, by_task = _scores(learner, validation)
-        more, by_more = _scores(learner, validation.with_shots(MORE_SHOTS))
-        candidates.append(Candidate(name, learner, spec, scores | {f"more_{k}": v for k, v in more.items()}, by_task + by_more))
+        own, more = by_task(learner, validation), by_task(learner, validation.with_shots(MORE_SHOTS))
+        scores = {name: values.mean().item() for name, values in (*own.items(), *((f"more_{k}", v) for k, v in more.items()))}
+        score = learner.objective.score_name
+        candidates.append(Candidate(name, learner, spec, scores, own[score] + more[score]))
+    return ranked(candidates)
+
+
+def ranked(candidates: list[Candidate]) -> list[Candidate]:
+    """Return the chosen one and then the others, best first; `candidates` in the order of MODES, the plainest first."""
     sign = candidates[0].learner.objective.sign
-    ranked = sorted(candidates, key=lambda c: (not c.by_task.isfinite().all(), -sign * c.by_task.mean().item(), c.scores["loss"]))
-    chosen = next((c for c in candidates if _as_good(sign * (ranked[0].by_task - c.by_task))), ranked[0])
-    return [chosen, *(c for c in ranked if c is not chosen)]
-
-
-@torch.no_grad()
-def _scores(learner: Learner, validation: Validation) -> tuple[dict[str, float], Tensor]:
-    """Return the mean loss and score on validation tasks, and each task's score [T]."""
-    objective, features = learner.objective, encode_items(learner.eval(), validation.items)
-    found: dict[str, list[Tensor]] = {"loss": [], objective.score_name: []}
-    for task in validation.task_batches(features):
-        outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
-        found["loss"].append(objective.loss(outputs, task.query.y))
-        found[objective.score_name].append(objective.score(outputs, task.query.y))
-    by_task = {name: torch.cat(parts).double() for name, parts in found.items()}
-    return {name: values.mean().item() for name, values in by_task.items()}, by_task[objective.score_name]
+    order = sorted(candidates, key=lambda c: (not c.by_task.isfinite().all(), -sign * c.by_task.mean().item(), c.scores["loss"]))
+    chosen = next((c for c in candidates if _as_good(sign * (order[0].by_task - c.by_task))), order[0])
+    return [chosen, *(c for c in order if c is not chosen)]
 
 
 def _as_good(lost: Tensor) -> bool:

@@ -50,17 +50,20 @@ def encode_items(learner: Learner, items: Tensor, size: int = 1000) -> Tensor:
 
 
 @torch.no_grad()
+def by_task(learner: Learner, validation: Validation, device: torch.device | None = None) -> dict[str, Tensor]:
+    """Return loss and score of each validation task [T], with calibrated outputs."""
+    objective, features = learner.objective, encode_items(learner.eval(), validation.items.to(device or torch.device("cpu")))
+    found: dict[str, list[Tensor]] = {"loss": [], objective.score_name: []}
+    for task in validation.task_batches(features):
+        outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
+        found["loss"].append(objective.loss(outputs, task.query.y))
+        found[objective.score_name].append(objective.score(outputs, task.query.y))
+    return {name: torch.cat(parts).cpu().double() for name, parts in found.items()}
+
+
 def validate(learner: Learner, validation: Validation, device: torch.device | None = None) -> dict[str, float]:
     """Return mean loss and score on the validation tasks, with calibrated outputs."""
-    learner.eval()
-    features = encode_items(learner, validation.items.to(device or torch.device("cpu")))
-    total = {"loss": 0.0, learner.objective.score_name: 0.0}
-    for task in validation.task_batches(features):
-        adapted = learner.adapt_features(task.support)
-        _, metrics = learner.objective.loss_and_metrics(learner.predict_features(adapted, task.query.x) / learner.temperature, task.query.y)
-        for name, value in metrics.items():
-            total[name] += value.item() * len(task.query.y)
-    return {name: value / len(validation.table) for name, value in total.items()}
+    return {name: values.mean().item() for name, values in by_task(learner, validation, device).items()}
 
 
 @torch.no_grad()
