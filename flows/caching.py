@@ -136,24 +136,30 @@ def commit(key: Key, slot: Slot, run_id: str, seconds: float, metrics: dict[str,
 
 
 def why(key: Key) -> tuple[str, float | None]:
-    """Say why a stage would run, by the values that differ from its newest output, and how long that took (seconds)."""
+    """Say why a stage would run, by the values that differ from the output nearest to it, and how long that took (seconds).
+
+    The nearest differs in the fewest values, and is the newest of those: other experiments and seeds leave outputs of the same stage.
+    """
     manifests = []
     for path in (paths.stages() / key.stage).glob(f"*/{MANIFEST}"):
         try:
             manifests.append(json.loads(path.read_text()))
         except (OSError, ValueError):
             continue
-    same = [m for m in manifests if m["key"]["name"] == key.name]
-    if not same:
+    differing = [(_changes(m["key"], to_plain(key)), m) for m in manifests if m["key"]["name"] == key.name]
+    if not differing:
         return "never run", None
-    newest = max(same, key=lambda m: m["finished"])
-    old, new = newest["key"], to_plain(key)
-    before, after = flatten(old["section"]), flatten(new["section"])
-    changes = [f"{k} {before.get(k)} -> {after.get(k)}" for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
-    changes += [f"{name} changed" for name, value in new["upstream"].items() if old["upstream"].get(name) != value]
-    changes += ["code changed"] if old["code"] != new["code"] else []
+    changes, nearest = min(differing, key=lambda pair: (len(pair[0]), -pair[1]["finished"]))
     shown = changes[:MOST] + ([f"{len(changes) - MOST} more changes"] if len(changes) > MOST else [])  # another domain differs in everything
-    return "; ".join(shown) or "output missing or damaged", float(newest["ref"]["seconds"])
+    return "; ".join(shown) or "output missing or damaged", float(nearest["ref"]["seconds"])
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return what differs between two keys, one line each."""
+    before, after = flatten(old["section"]), flatten(new["section"])
+    values = [f"{k} {before.get(k)} -> {after.get(k)}" for k in sorted({*before, *after}) if before.get(k) != after.get(k)]
+    upstream = [f"{name} changed" for name, value in new["upstream"].items() if old["upstream"].get(name) != value]
+    return values + upstream + (["code changed"] if old["code"] != new["code"] else [])
 
 
 def record_key(key: Key, records: Path, values: Path) -> str:

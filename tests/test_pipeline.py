@@ -5,15 +5,18 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_gc import made
 from workspace import SMOKE, Workspace
 
 from components.curves import curves
 from components.domains.pool import open_pool
+from flows import caching
 
 STAGES = ["tasksets", "tasksets-final", "base", "teacher", "student-0", "student-1", "student-2", "fused", "evaluation"]
 
@@ -126,6 +129,16 @@ def test_a_dry_run_says_what_would_run_and_which_key_changed(finished: Workspace
     assert verdict["teacher"].split()[1] == "run"
     assert "learner.fit.lr 0.002 -> 0.003" in verdict["teacher"]
     assert "last time" in verdict["teacher"]
+
+
+def test_the_reason_to_run_is_what_differs_from_the_nearest_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWLOOP_ROOT", str(tmp_path))
+    own = made("teacher", 1, 0.0, pool="ours", base="ours")
+    made("teacher", 7, 0.0, pool="of another domain", base="theirs")  # newer
+    asked = replace(own, section={"value": 2})
+    assert caching.why(asked) == ("value 1 -> 2", 1.0)
+    assert caching.why(replace(asked, upstream={"pool": "of another domain", "base": "theirs"}))[0] == "value 7 -> 2"
+    assert caching.why(replace(asked, name="base", stage="base")) == ("never run", None)
 
 
 def test_a_damaged_output_is_noticed_and_made_again_to_the_last_bit(finished: Workspace) -> None:

@@ -166,6 +166,18 @@ def test_no_steps_take_the_start_as_it_is(small_pool: Pool, small_tasksets: Path
         assert name != "base" or metrics["val/accuracy"] == pytest.approx(of_base["val/accuracy"])  # the same centroids
 
 
+def test_a_start_that_looks_at_several_views_brings_its_weights(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    from components.learners import store
+
+    taught = load(["experiment=smoke", "learner=protonet", "learner.views=2", "learner.start=scratch"]).learner
+    assert fit(job(small_pool, small_tasksets, tmp_path / "one", "meta", learner=taught, fit=taught.fit), Watch(), "one")
+    none = load(["experiment=smoke", "learner=protonet", "learner.fit.steps=0", "learner.fit.epoch_steps=10"]).learner
+    start = str(tmp_path / "one" / "out")
+    fit(job(small_pool, small_tasksets, tmp_path / "two", "meta", learner=none, fit=none.fit, start=start), Watch(), "two")
+    for one, two in zip(store.load(start)[0].backbone.parameters(), store.load(tmp_path / "two" / "out")[0].backbone.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_one_step_that_is_not_finite_is_left_out_and_counted(small_pool: Pool, small_tasksets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from components.learners.metric import ProtoNet
 
