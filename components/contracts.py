@@ -106,12 +106,16 @@ class TasksSection:
 
 @dataclass
 class FitSection:
-    """One optimisation: AdamW with a one-cycle schedule over `steps`; a checkpoint and one line every `epoch_steps`."""
+    """One optimisation: AdamW with a one-cycle schedule over `steps`; a checkpoint and one line every `epoch_steps`.
+
+    `keep`: the weights after the last epoch, where the schedule has come to rest, or those of the epoch with the least loss on validation tasks.
+    """
 
     steps: int
     epoch_steps: int
     lr: float
     weight_decay: float
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         positive(lr=self.lr, epoch_steps=self.epoch_steps)
@@ -279,6 +283,10 @@ class StudentSection:
             for name, changes in ({"plain": {}, **competing} if self.sweep else {}).items()
         }
 
+    def named(self, recipe: str) -> RecipeSection:
+        """Return one of the recipes that compete; the configured one for an empty name."""
+        return self.recipes()[recipe] if recipe else self.recipe
+
     def backbone(self, index: int, teacher: BackboneSection) -> BackboneStartSection:
         """Return student i's backbone: of the teacher's kind, with its own widths and weights."""
         widths = self.widths[0 if self.same_start else index]
@@ -291,21 +299,29 @@ class FusionSection:
 
     `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base. `again`: whether one
     more student, of `student.widths[0]` and by the students' recipe, is taught by the fused learner. `views` is the fused learner's, as a
-    learner's own.
+    learner's own. `fit` is the training of mode `joint`, `lessons` that of `taught`; without steps `auto` leaves them out.
     """
 
-    mode: Literal["auto", "average", "weights", "greedy", "conditioned", "concat", "whitened", "joint", "soup"]
+    mode: Literal["auto", "average", "weights", "greedy", "conditioned", "concat", "whitened", "joint", "taught", "soup"]
     adapt: Literal["members", "joint"]
     members: list[Literal["students", "teacher", "base"]]
     again: bool
     views: int
     fit: FitSection
+    lessons: FitSection
     tasks_per_step: int
 
     def __post_init__(self) -> None:
         positive(**{"fusion.tasks_per_step": self.tasks_per_step, "fusion.views": self.views})
         once = len(set(self.members)) == len(self.members) > 0
         require(once, f"fusion.members takes students, teacher and base, each at most once, got {self.members}. Use fusion.members=[students].")
+        for mode, fit, name in (("joint", self.fit, "fit"), ("taught", self.lessons, "lessons")):
+            told = f"fusion.mode={mode} trains the members, got fusion.{name}.steps=0"
+            require(self.mode != mode or fit.steps > 0, f"{told}. Set it, or use fusion.mode=average.")
+
+    def taught(self) -> bool:
+        """Tell whether members are taught as one."""
+        return self.mode in ("auto", "taught") and self.lessons.steps > 0
 
 
 @dataclass

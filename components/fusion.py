@@ -72,20 +72,20 @@ def learn_weights(members: Members, validation: Validation) -> list[float]:
 
 
 def fuse(
-    paths: Sequence[str], weights: list[float], section: FusionSection, augment: AugmentSection, pool: Pool, tasksets: str, trained: str | None
+    paths: Sequence[str], weights: list[float], section: FusionSection, augment: AugmentSection, pool: Pool, tasksets: str, trained: dict[str, str]
 ) -> list[Candidate]:
     """Build the candidates of the section's mode (all that can be built for `auto`), calibrated and scored on validation tasks, the chosen one first.
 
     Of several it is the plainest that is not worse than the best by more than one standard error of their difference, task by task (Breiman et al.
     1984, Classification and Regression Trees, sec. 3.4.3): the best of many is partly the luckiest.
 
-    `trained` is the path of the jointly trained members, for mode `joint`. Raises InputError, with the reason, for a mode that its members cannot be
-    joined by.
+    `trained` has the paths of members that were trained further as one, by the mode that does so (`joint`, `taught`). Raises InputError, with the
+    reason, for a mode that its members cannot be joined by.
     """
     validation, candidates = Validation(pool, tasksets), []
     asked = Request(Members.load(paths), weights, section.adapt == "joint", pool, validation, trained)
     for name in MODES:
-        if section.mode not in ("auto", name) or (name == "joint" and trained is None):
+        if section.mode not in ("auto", name) or (name in TRAINED and name not in trained):
             continue
         try:
             learner, spec = MODES[name](asked)
@@ -121,14 +121,14 @@ Built = tuple[Learner, store.Spec]
 
 @dataclass(frozen=True)
 class Request:
-    """What a way of joining is given: members, their weights, whether they adapt as one, training and validation data, jointly trained members."""
+    """What a way of joining is given: members, their weights, whether they adapt as one, training and validation data, members trained as one."""
 
     members: Members
     weights: list[float]
     joint: bool
     pool: Pool
     validation: Validation
-    trained: str | None
+    trained: dict[str, str]
 
 
 def _mixed(members: Members, combine: str, weights: Sequence[float], joint: bool) -> tuple[FusedLearner | FusedPolicy, store.Spec]:
@@ -176,10 +176,16 @@ def _whitened(asked: Request) -> Built:
 
 
 def _joint(asked: Request) -> Built:
-    assert asked.trained is not None
-    learner, spec, _ = store.load(asked.trained)
-    own = Members(asked.members.paths, list(learner.members), spec["members"], asked.members.starts)  # type: ignore[arg-type]
-    return _mixed(own, "mixture", asked.weights, asked.joint)
+    return _mixed(_trained(asked, "joint"), "mixture", asked.weights, asked.joint)
+
+
+def _taught(asked: Request) -> Built:
+    return _mixed(_trained(asked, "taught"), "mixture", _equal(asked.members), asked.joint)
+
+
+def _trained(asked: Request, mode: str) -> Members:
+    learner, spec, _ = store.load(asked.trained[mode])
+    return Members(asked.members.paths, list(learner.members), spec["members"], asked.members.starts)  # type: ignore[arg-type]
 
 
 def _soup(asked: Request) -> Built:
@@ -204,7 +210,9 @@ MODES: dict[str, Callable[[Request], Built]] = {  # the plainest first
     "concat": _concat,
     "whitened": _whitened,
     "joint": _joint,
+    "taught": _taught,
 }
+TRAINED = ("joint", "taught")
 
 
 def save_best(candidates: list[Candidate], out: Path, member: str) -> dict[str, float]:

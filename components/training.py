@@ -3,6 +3,7 @@
 import ctypes
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -66,6 +67,7 @@ class Fit(pl.LightningModule):
         self.extra = goal.extra  # teachers: frozen, not saved
         self.extra.requires_grad_(False)
         self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}  # the learner after its best epoch, where that one is kept
         self.sums: dict[str, float] = {}
         self.skipped = self.in_a_row = 0
 
@@ -126,15 +128,18 @@ class Fit(pl.LightningModule):
         train = {f"train/{name}": total / self.section.epoch_steps for name, total in zip(self.sums, totals, strict=True)}
         if self.skipped:
             train["train/skipped"] = float(self.skipped)
+        before = [entry["val/loss"] for entry in self.history if math.isfinite(entry["val/loss"])]
+        if self.section.keep == "best" and validation["loss"] < min(before, default=math.inf):
+            self.best = {name: w.detach().clone() for name, w in self.learner.state_dict().items()}
         self.history.append({"step": float(self.global_step), **train, **{f"val/{k}": v for k, v in validation.items()}})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"] = self.history
+        checkpoint["history"], checkpoint["best"] = self.history, self.best
         checkpoint["position"] = {"epoch": self.current_epoch + 1, "step": self.global_step}  # of the task set and of its generators
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("extra.")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history = checkpoint["history"]
+        self.history, self.best = checkpoint["history"], checkpoint["best"]
         own = {f"extra.{k}": v for k, v in self.extra.state_dict().items()}
         checkpoint["state_dict"] = checkpoint["state_dict"] | own
 
@@ -259,7 +264,7 @@ def _goal(job: FitJob, learner: Learner, pool: Pool) -> Goal:
             return loss, metrics
 
         return Goal(supervised)
-    if job.objective == "distill":
+    if job.teachers:  # of a student, or of several as one
         assert job.recipe is not None
         teacher, soft = _teacher(job.teachers, pool.input_shape), job.recipe.soft_weight
         if isinstance(learner, Policy) and isinstance(teacher, Policy):
@@ -368,6 +373,8 @@ def _train(fit: Fit, job: FitJob, state: Path, watch: Watch, label: str, rank: i
     trainer.fit(fit, ckpt_path=_newest_readable(state), weights_only=True)
     if trainer.interrupted or trainer.global_step < job.fit.steps:
         raise KeyboardInterrupt(f"{label} stopped at step {trainer.global_step} of {job.fit.steps}; run it again to go on from there.")
+    if fit.best:
+        fit.learner.load_state_dict(fit.best)
     metrics = dict(fit.history[-1])
     metrics.pop("step")
     return metrics

@@ -119,7 +119,12 @@ def _check_fusion(config: Config) -> None:
         mode not in ("concat", "whitened") or not odd,
         f"fusion.mode={mode} needs members with a shared encoder and one mean a class, got {', '.join(odd)}. Use fusion.mode=weights.",
     )
-    encoders = all(family(names[kind]).encodes for kind in own.members) and config.backbone.name == "conv"
+    encode = all(family(names[kind]).encodes for kind in own.members)
+    recipes = (config.student.recipe, *config.student.recipes().values())
+    alike = encode or not any(recipe.class_weight or recipe.feature_weight or recipe.relation_weight for recipe in recipes)
+    told = "fusion.lessons with class_weight, feature_weight or relation_weight need one encoder for all tasks, which not all members have"
+    require(not own.taught() or alike, f"{told}. Set fusion.lessons.steps=0.")
+    encoders = encode and config.backbone.name == "conv"
     require(own.views == 1 or encoders, f"fusion.views={own.views} average features of pictures, which not all members make. Set fusion.views=1.")
     require(mode != "conditioned" or classes, f"fusion.mode=conditioned needs classes, got domain {config.domain.name}. Use fusion.mode=weights.")
     require(

@@ -97,9 +97,13 @@ class _Drawing:
         """Return the trials of competing recipes, which decide by what recipe students learn."""
         return self.of(*(name for name in self.plan if name.startswith("recipe-")))
 
+    def taught(self) -> dict[str, str]:
+        """Return the students' teachers."""
+        return {name: self.plan[name].fingerprint if name in self.plan else self.outside.teachers[name][1] for name in self.config.student.teachers()}
+
     def students(self) -> None:
         own = self.config.student
-        taught = {name: self.plan[name].fingerprint if name in self.plan else self.outside.teachers[name][1] for name in own.teachers()}
+        taught = self.taught()
         for name, recipe in own.recipes().items() if own.count else ():
             self.add(f"recipe-{name}", "recipe", self._student(0, recipe=recipe, steps=own.sweep_steps), self.learned() | taught, TRAINING, *self.families)
         for row in student_rows(self.config):
@@ -112,7 +116,10 @@ class _Drawing:
         modules = (TRAINING, "components.fusion", *self.families, self.theta)
         if students:
             section = {"fusion": self.config.fusion, **self.turned, **self.common}
-            self.add("fused", "fused", section, self.learned() | self.of(*fused_of(self.config, students)), *modules)
+            upstream = self.learned() | self.of(*fused_of(self.config, students))
+            if self.config.fusion.taught():
+                section, upstream = section | {"recipe": self.config.student.recipe}, upstream | self.taught() | self.recipes()
+            self.add("fused", "fused", section, upstream, *modules)
         if students and self.config.fusion.again:
             self.add("fused-distilled", "student", self._student(0), self.learned() | self.of("fused") | self.recipes(), *modules)
 

@@ -92,7 +92,7 @@ def retrain(
             teachers = [made[name].path if name in made else outside.teachers[name][0] for name in config.student.teachers()]
             students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
             joined = [ref for kind in config.fusion.members for ref in (students if kind == "students" else [made[kind]])]
-            fused = [done(stages.fuse, "fused", tasksets, joined)] if students else []
+            fused = [done(stages.fuse, "fused", tasksets, joined, teachers, recipe)] if students else []
             if students and config.fusion.again:
                 again = stages.Lesson(0, config.seed, config.student.learner.fit.steps, recipe)
                 fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))

@@ -148,7 +148,7 @@ def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teac
             dataclasses.replace(section.learner.fit, steps=lesson.steps),
             backbone=section.backbone(lesson.index, config.backbone),
             learner=section.learner,
-            recipe=section.recipes().get(lesson.recipe, section.recipe),
+            recipe=section.named(lesson.recipe),
             teachers=tuple(teachers),
             seed=lesson.seed,
             initial_seed=config.seed if section.same_start else lesson.seed,
@@ -160,7 +160,7 @@ def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teac
 
 
 @stage("fuse")
-def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members: list[StageRef]) -> dict[str, Any]:
+def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members: list[StageRef], teachers: list[str], recipe: str) -> dict[str, Any]:
     """task sets x members -> fused learner; how they are joined is chosen on validation tasks."""
     config = pipeline.config
 
@@ -168,25 +168,29 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members
         from components import fusion
         from components.domains.pool import open_pool
 
-        own, opened, trained = [s.path for s in members], open_pool(pool.path), None
-        weights = fusion.weigh(own, opened, tasksets.path)
-        if config.fusion.mode in ("auto", "joint"):
-            trained = str(slot.partial / "joint")
+        own, opened, section = [s.path for s in members], open_pool(pool.path), config.fusion
+        weights, trained = fusion.weigh(own, opened, tasksets.path), {}
+        lessons = {"weights": (1 / len(own),) * len(own), "teachers": tuple(teachers), "recipe": config.student.named(recipe)}
+        for mode, fit, more in (("joint", section.fit, {"weights": tuple(weights)}), ("taught", section.lessons, lessons)):
+            if section.mode not in ("auto", mode) or not fit.steps:
+                continue
+            trained[mode] = str(slot.partial / mode)
             job = _job(
                 "joint",
                 slot,
                 pipeline,
                 pool,
                 tasksets,
-                config.fusion.fit,
+                fit,
                 backbone=dataclasses.replace(config.backbone, start=None, frozen=False),  # members bring their own
                 members=tuple(own),
-                weights=tuple(weights),
-                tasks_per_step=config.fusion.tasks_per_step,
-                out=trained,
+                tasks_per_step=section.tasks_per_step,
+                out=trained[mode],
+                state=str(slot.state / mode),
+                **more,
             )
-            _fit(job, log, key.name)
-        return fusion.save_best(fusion.fuse(own, weights, config.fusion, config.domain.augment, opened, tasksets.path, trained), slot.partial, own[0])
+            _fit(job, _prefixed(log, mode), key.name)
+        return fusion.save_best(fusion.fuse(own, weights, section, config.domain.augment, opened, tasksets.path, trained), slot.partial, own[0])
 
     return perform(key, pipeline, _inputs(pool, tasksets), work)
 
@@ -239,6 +243,11 @@ class Told(Watch):
         terminal.view().epoch(self.name, number, epochs, metrics, time.monotonic() - self.started, again)
 
 
+def _prefixed(log: Log, name: str) -> Log:
+    """Return a log of one of a stage's several fits."""
+    return lambda step, values: log(step, {f"{name}/{metric}": value for metric, value in values.items()})
+
+
 def _fit(job: FitJob, log: Log, name: str) -> dict[str, float]:
     from components.launch import fit
 
@@ -258,10 +267,8 @@ def _weights(key: Key, config: Config) -> list[tuple[str, str, str]]:
 
 def _job(objective: Any, slot: Slot, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, fit: FitSection, **more: Any) -> FitJob:
     config = pipeline.config
-    given: dict[str, Any] = {"seed": config.seed, "out": str(slot.partial), "turns": config.tasks.turns} | more
-    return FitJob(
-        objective=objective, state=str(slot.state), pool=pool.path, tasksets=tasksets.path, domain=config.domain, fit=fit, trainer=config.trainer, **given
-    )
+    given: dict[str, Any] = {"seed": config.seed, "out": str(slot.partial), "state": str(slot.state), "turns": config.tasks.turns} | more
+    return FitJob(objective=objective, pool=pool.path, tasksets=tasksets.path, domain=config.domain, fit=fit, trainer=config.trainer, **given)
 
 
 def as_ref(key: Key, cached: bool) -> StageRef:

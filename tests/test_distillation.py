@@ -14,6 +14,7 @@ from components.distillation import Distillation, class_features, feature_loss, 
 from components.domains import images
 from components.domains.pool import Pool
 from components.learners import store
+from components.learners.fused import FusedLearner
 from components.learners.learner import Learner
 from components.tasks import Examples, Lesson
 from components.tasksets import read_table
@@ -131,6 +132,21 @@ def test_several_teachers_teach_the_mean_of_their_distributions(tmp_path) -> Non
     found = softmax(predict(_teacher(tuple(paths), PICTURES), batch), -1)
     wanted = torch.stack([softmax(predict(store.load(path)[0], batch), -1) for path in paths]).mean(0)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_members_taught_as_one_learn_by_the_loss_of_their_mean() -> None:
+    members, master, given = [store.build(spec("protonet"), seed) for seed in (1, 2)], store.build(spec("ridge"), 3).eval(), lesson(shot=2)
+    recipe = replace(PLAIN, soft_weight=1.0, temperature=2.0)
+    loss, _ = loss_of(FusedLearner(members, "mixture", [0.5, 0.5], False, PICTURES), master, recipe, given)
+    with torch.no_grad():
+        target = softmax(predict(master, given) / recipe.temperature, -1).numpy()
+        mean = np.mean([softmax(predict(member, given), -1).numpy() for member in members], 0) ** (1 / recipe.temperature)
+    mean /= mean.sum(-1, keepdims=True)
+    wanted = (target * (np.log(target) - np.log(mean))).sum(-1).mean() * recipe.temperature**2
+    assert loss.item() == pytest.approx(wanted, rel=1e-4)
+    loss.backward()
+    for member in members:
+        assert all(p.grad is not None for p in member.backbone.parameters()), "each learns from what all say together"
 
 
 def test_features_of_what_shares_no_encoder_are_refused() -> None:

@@ -111,7 +111,7 @@ def test_a_learner_fused_with_itself_by_any_mode_that_promises_it_is_the_learner
     one = store.build(spec(name, norm="running"), 0).eval()
     mixing.estimate_statistics(one, small_pool)
     paths = [stored(tmp_path / str(i), one, name) for i in range(2)]
-    (found,) = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion(mode), NONE, small_pool, str(small_tasksets), None)
+    (found,) = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion(mode), NONE, small_pool, str(small_tasksets), {})
     batch = tasks(shot=3)
     alone = log_softmax(predict(one, batch), -1)
     both = predict(found.learner, batch) * found.learner.temperature  # before the fused learner's own calibration
@@ -122,8 +122,8 @@ def test_a_learner_fused_with_itself_by_any_mode_that_promises_it_is_the_learner
 
 def test_what_validation_tasks_call_best_is_kept_with_the_table_of_all(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     paths = [stored(tmp_path / str(i), store.build(spec("protonet", norm="running"), i), start=str(i)) for i in range(3)]
-    found = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion("auto"), NONE, small_pool, str(small_tasksets), None)
-    assert {c.mode for c in found} == set(MODES) - {"soup", "joint"}  # different starts, nothing trained further
+    found = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion("auto"), NONE, small_pool, str(small_tasksets), {})
+    assert {c.mode for c in found} == set(MODES) - {"soup", "joint", "taught"}  # different starts, nothing trained further
     metrics = save_best(found, tmp_path / "out", paths[0])
     totals = {c.mode: c.scores["accuracy"] + c.scores["more_accuracy"] for c in found}
     for candidate in found:
@@ -245,7 +245,7 @@ def test_networks_of_different_starts_make_no_soup(small_pool: Pool, small_tasks
     for starts in (("a", "b"), (None, None)):
         paths = [stored(tmp_path / f"{starts[0]}{i}", store.build(spec("protonet"), i), start=starts[i]) for i in range(2)]
         with pytest.raises(InputError, match="began at the same weights"):
-            fuse(paths, [0.5, 0.5], fusion("soup"), NONE, small_pool, str(small_tasksets), None)
+            fuse(paths, [0.5, 0.5], fusion("soup"), NONE, small_pool, str(small_tasksets), {})
 
 
 def test_members_that_say_nothing_are_left_out() -> None:

@@ -255,10 +255,11 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
         "student.teacher=teacher+base",
         "fusion.again=true",
         "fusion.members=[students,base]",
+        "fusion.lessons={steps: 4, epoch_steps: 2}",
         "evaluation.ablation=true",
     ]
     out = finished.retrain(SMOKE, *more).stdout
-    for difference in ("recipe-relation_weight-1 - recipe-plain", "joined-whitened - joined-average", "joined-joint - joined-average"):
+    for difference in ("recipe-relation_weight-1 - recipe-plain", "joined-whitened - joined-average", "joined-taught - joined-average"):
         assert re.search(rf"\n {difference} +[+-]\d", out), difference  # the ablation: paired, on the same test tasks
     assert re.search(r"\n fused-distilled +\d", out) and "fused-distilled - student-best" in out
     runs = runs_of(finished)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tasks_for_tests import spec
 
 from components.batches import ItemBatches, TaskBatches, bent
 from components.contracts import AugmentSection, FitSection
@@ -13,6 +14,7 @@ from components.domains import images
 from components.domains.pool import Pool
 from components.job import FitJob, Watch
 from components.launch import fit
+from components.learners import store
 from components.tasksets import read_table
 from flows.config import load
 
@@ -153,8 +155,6 @@ def test_accumulated_parts_reach_the_weights_of_the_whole(small_pool: Pool, smal
 
 
 def test_no_steps_take_the_start_as_it_is(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
-    from components.learners import store
-
     of_base = fit(job(small_pool, small_tasksets, tmp_path / "base", "base"), Watch(), "base")
     base = tmp_path / "base" / "out"
     for name in ("base", "rfs", "finetune"):
@@ -167,8 +167,6 @@ def test_no_steps_take_the_start_as_it_is(small_pool: Pool, small_tasksets: Path
 
 
 def test_a_start_that_looks_at_several_views_brings_its_weights(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
-    from components.learners import store
-
     taught = load(["experiment=smoke", "learner=protonet", "learner.views=2", "learner.start=scratch"]).learner
     assert fit(job(small_pool, small_tasksets, tmp_path / "one", "meta", learner=taught, fit=taught.fit), Watch(), "one")
     none = load(["experiment=smoke", "learner=protonet", "learner.fit.steps=0", "learner.fit.epoch_steps=10"]).learner
@@ -176,6 +174,36 @@ def test_a_start_that_looks_at_several_views_brings_its_weights(small_pool: Pool
     fit(job(small_pool, small_tasksets, tmp_path / "two", "meta", learner=none, fit=none.fit, start=start), Watch(), "two")
     for one, two in zip(store.load(start)[0].backbone.parameters(), store.load(tmp_path / "two" / "out")[0].backbone.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_the_best_epoch_is_kept_where_that_is_asked_for_after_a_kill_too(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    wild, found = replace(SECTION, lr=1.0), {}
+    for keep, stop in (("last", None), ("best", None), ("best", 9)):
+        work = job(small_pool, small_tasksets, tmp_path / f"{keep}-{stop}", "meta", fit=replace(wild, keep=keep))
+        if stop:
+            with pytest.raises(StopError):
+                fit(work, Heard(stop), keep)
+        heard = Heard()
+        found[keep, stop] = outcome(tmp_path / f"{keep}-{stop}", fit(work, heard, keep))
+    losses = {step: metrics["val/loss"] for step, metrics in heard.epochs.items()}
+    best = min(losses, key=losses.get)
+    assert best != 12, "the last epoch is the best of this fit: it shows nothing"
+    accuracy = [found[keep, None][1]["val/accuracy"] for keep in ("best", "last")]
+    assert accuracy == pytest.approx([heard.epochs[step]["val/accuracy"] for step in (best, 12)])
+    assert found["best", None] == found["best", 9]
+
+
+def test_members_taught_as_one_come_nearer_to_their_teacher(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    paths, heard = [str(tmp_path / name) for name in ("teacher", "one", "two")], Heard()
+    for seed, path in enumerate(paths):
+        store.save(store.build(spec("protonet"), seed), spec("protonet"), Path(path), {"trained_on": []}, small_pool.path)
+    more = {"members": tuple(paths[1:]), "weights": (0.5, 0.5), "teachers": (paths[0],), "recipe": replace(CONFIG.student.recipe, temperature=1.0)}
+    fit(job(small_pool, small_tasksets, tmp_path / "taught", "joint", fit=replace(SECTION, steps=60), **more), heard, "taught")
+    apart = [metrics["train/soft_loss"] for metrics in heard.epochs.values()]
+    assert sum(apart[-3:]) < 0.6 * sum(apart[:3])
+    for path, member in zip(paths[1:], store.load(tmp_path / "taught" / "out")[0].members, strict=True):
+        before = store.load(path)[0].backbone.parameters()
+        assert all(not torch.equal(one, two) for one, two in zip(before, member.backbone.parameters(), strict=True)), "all of them learn"
 
 
 def test_one_step_that_is_not_finite_is_left_out_and_counted(small_pool: Pool, small_tasksets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
