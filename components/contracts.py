@@ -297,18 +297,18 @@ class StudentSection:
 class FusionSection:
     """How students become one learner.
 
-    `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base. `again`: whether one
-    more student, of `student.widths[0]` and by the students' recipe, is taught by the fused learner. `views` is the fused learner's, as a
-    learner's own. `fit` is the training of mode `joint`, `lessons` that of `taught`; without steps `auto` leaves them out.
+    `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base. `views` is the fused
+    learner's, as a learner's own. `fit` is the training of mode `joint`, `lessons` that of `taught`; without steps `auto` leaves them out.
+    `again`: the training of one more student, which goes on from the first by the students' recipe, taught by the fused learner; 0 steps for none.
     """
 
     mode: Literal["auto", "average", "weights", "greedy", "conditioned", "concat", "whitened", "joint", "taught", "soup"]
     adapt: Literal["members", "joint"]
     members: list[Literal["students", "teacher", "base"]]
-    again: bool
     views: int
     fit: FitSection
     lessons: FitSection
+    again: FitSection
     tasks_per_step: int
 
     def __post_init__(self) -> None:

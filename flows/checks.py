@@ -64,9 +64,10 @@ def _check_played(config: Config) -> None:
         parts = {k: v for k, v in vars(recipe).items() if k not in ("soft_weight", "temperature") and v}
         require(not parts, f"student.recipe takes soft_weight alone in domain {of}, got {', '.join(parts)} too. Set them to 0.")
     updates = config.base.policy["updates"]
-    for where, fit in (("base", config.base.fit), ("learner", config.learner.fit), ("student.learner", config.student.learner.fit)):
+    fits = {"base": config.base.fit, "learner": config.learner.fit, "student.learner": config.student.learner.fit, "fusion.again": config.fusion.again}
+    for where, fit in fits.items():
         told = f"{where}.fit.epoch_steps must be a multiple of base.policy.updates={updates}"
-        require(fit.epoch_steps % updates == 0, f"{told}, got {fit.epoch_steps}. Change one of them.")
+        require(fit.steps == 0 or fit.epoch_steps % updates == 0, f"{told}, got {fit.epoch_steps}. Change one of them.")
 
 
 def _check_backbone(config: Config) -> None:

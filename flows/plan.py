@@ -120,8 +120,9 @@ class _Drawing:
             if self.config.fusion.taught():
                 section, upstream = section | {"recipe": self.config.student.recipe}, upstream | self.taught() | self.recipes()
             self.add("fused", "fused", section, upstream, *modules)
-        if students and self.config.fusion.again:
-            self.add("fused-distilled", "student", self._student(0), self.learned() | self.of("fused") | self.recipes(), *modules)
+        if students and self.config.fusion.again.steps:
+            section = self._student(0, fit=self.config.fusion.again)
+            self.add("fused-distilled", "student", section, self.learned() | self.of("fused", students[0]) | self.recipes(), *modules)
 
     def evaluation(self) -> None:
         config = self.config

@@ -93,8 +93,8 @@ def retrain(
             students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
             joined = [ref for kind in config.fusion.members for ref in (students if kind == "students" else [made[kind]])]
             fused = [done(stages.fuse, "fused", tasksets, joined, teachers, recipe)] if students else []
-            if students and config.fusion.again:
-                again = stages.Lesson(0, config.seed, config.student.learner.fit.steps, recipe)
+            if students and config.fusion.again.steps:
+                again = stages.Lesson(0, config.seed, config.fusion.again, recipe, students[0].path)
                 fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))
             models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
             measured = models | {ref.name: ref for ref in tried if config.evaluation.ablation}

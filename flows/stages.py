@@ -29,12 +29,14 @@ Work = Callable[[Slot, Log], dict[str, float]]
 
 @dataclass(frozen=True)
 class Lesson:
-    """What one distillation is: which student (its widths), its seed, for how many steps, and the recipe's name (empty: the configured one)."""
+    """What one distillation is: which student (its widths), its seed, its optimisation, the recipe's name (empty: the configured one), and where it
+    goes on from (the path of a learner)."""
 
     index: int
     seed: int
-    steps: int
+    fit: FitSection
     recipe: str = ""
+    start: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,11 @@ def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teac
             pipeline,
             pool,
             tasksets,
-            dataclasses.replace(section.learner.fit, steps=lesson.steps),
+            lesson.fit,
             backbone=section.backbone(lesson.index, config.backbone),
             learner=section.learner,
             recipe=section.named(lesson.recipe),
+            start=lesson.start,
             teachers=tuple(teachers),
             seed=lesson.seed,
             initial_seed=config.seed if section.same_start else lesson.seed,

@@ -253,7 +253,7 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
         *changes,
         "student.generations=2",
         "student.teacher=teacher+base",
-        "fusion.again=true",
+        "fusion.again={steps: 4, epoch_steps: 2}",
         "fusion.members=[students,base]",
         "fusion.lessons={steps: 4, epoch_steps: 2}",
         "evaluation.ablation=true",
