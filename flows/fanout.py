@@ -46,18 +46,16 @@ def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: Stag
 
     Returns the students of the last generation, the trials, and the name of the recipe that validation tasks chose (empty: the configured one).
     """
-    config = line.config
-    fit, score = config.student.learner.fit, OBJECTIVE_SCORES[config.domain.objective]
-    short = dataclasses.replace(fit, steps=config.student.sweep_steps)
-    trials = {f"recipe-{name}": (teachers, Lesson(0, config.seed, short, name)) for name in config.student.recipes()}
-    tried = side_by_side(line, plan, pool, tasksets, trials if config.student.count else {})
+    config, student, rows = line.config, line.config.student, student_rows(line.config)
+    fit, score = student.learner.fit, OBJECTIVE_SCORES[config.domain.objective]
+    trials = {f"recipe-{name}": (teachers, Lesson(0, config.seed, dataclasses.replace(fit, steps=student.sweep_steps), name)) for name in student.recipes()}
+    tried = side_by_side(line, plan, pool, tasksets, trials if student.count else {})
     best = stages.best_by_validation(tried, score)
     recipe = best.name.removeprefix("recipe-") if best else ""
     artifacts.recipes(line, tried, recipe)
     made: dict[str, StageRef] = {}
-    rows = student_rows(config)
-    for generation in range(config.student.generations):
-        own = rows[generation * config.student.count : (generation + 1) * config.student.count]
+    for generation in range(student.generations):
+        own = rows[generation * student.count : (generation + 1) * student.count]
         lessons = {r.name: ([made[r.before].path] if r.before else teachers, Lesson(r.index, r.seed, fit, recipe)) for r in own}
         made |= {ref.name: ref for ref in side_by_side(line, plan, pool, tasksets, lessons)}
     return [made[r.name] for r in rows if r.last], tried, recipe
