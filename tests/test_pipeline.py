@@ -272,6 +272,11 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
     assert all(r.data.tags["recipe"] == parent.data.tags["recipe"] for r in students)
     generations = {r.info.run_name for r in students}
     assert generations == {f"student-{i}{g}" for i in range(3) for g in ("", "-generation-1")} | {"fused-distilled"}
+    students = {output["ref"]["path"]: output["ref"]["name"] for output in finished.outputs("student")}
+    (again,) = (path for path, name in students.items() if name == "fused-distilled")
+    lesson = json.loads(Path(again, "job.json").read_text())
+    assert [Path(path).parent.name for path in lesson["teachers"]] == ["fused"]
+    assert students[lesson["start"]] == "student-0", "it goes on from the first student"
     assert "ran: nothing" in finished.retrain(SMOKE, *more).stdout
 
 
