@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
-from components.contracts import BackboneStartSection
 from components.gradients import in_turn
 from components.learners.gradient import Anil, Maml, Reptile
 from components.learners.learner import Learner
 from components.learners.metric import ProtoNet
 from components.learners.options import AnilOptions, InnerOptions, ProtoNetOptions
 from components.learners.rules import MetaSgd
+from components.learning import BackboneStartSection
 from components.networks import BatchNorm, build_backbone
 from components.objectives import OBJECTIVES
 from components.tasks import Examples, TaskBatch

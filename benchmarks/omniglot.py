@@ -26,13 +26,14 @@ from torch import Tensor, nn
 
 from benchmarks import peers
 from benchmarks.learners import CONV, Whole, by_task
-from components.contracts import AugmentSection, FitSection
+from components.contracts import AugmentSection
 from components.domains import omniglot
 from components.domains.options import OmniglotOptions
 from components.domains.pool import Pool, open_pool, write_pool
 from components.job import FitJob, Watch
 from components.launch import fit
 from components.learners import store
+from components.learning import FitSection
 from components.networks import build_backbone
 from components.tasks import TaskBatch
 from components.tasksets import TaskSpec, batch, read_table, write_tasksets

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from components.contracts import BackboneSection, InputError, require
+from components.inputs import InputError, require
+from components.learning import BackboneSection
 from components.networks import build_backbone
 from components.plain import describe, narrow, one_line, to_plain
 

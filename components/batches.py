@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from components.contracts import AugmentSection, RecipeSection, require
+from components.contracts import AugmentSection
 from components.domains import images
 from components.domains.pool import Pool
 from components.draws import below, bits, key_of, seed_of
+from components.inputs import require
+from components.learning import RecipeSection
 from components.tasks import Examples, Lesson, TaskBatch
 from components.tasksets import TaskTable
 

@@ -1,30 +1,17 @@
 """What crosses the boundaries: typed config sections in, frozen references out.
 
-Standard library only. Sections carry no defaults: every value lives in conf/, once.
+Standard library only. Sections carry no defaults: every value lives in conf/, once. How something is trained: components/learning.py.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from components.inputs import positive, require, way_shot
+from components.learning import BackboneStartSection, BaseSection, FusionSection, LearnerSection, StudentSection
 
 SPLITS = ("train", "val", "gate", "test")
 CELLS = ("known-known", "known-new", "new-known", "new-new")  # users-items: splits of a cold start, reported as the test split is
 Within = Literal["group", "all"]
-
-
-class InputError(ValueError):
-    """The user's input is wrong: the message says what was required, what was received and what to do. Exit code 2."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise InputError with `message` unless `condition` holds."""
-    if not condition:
-        raise InputError(message)
-
-
-def positive(**values: float) -> None:
-    for name, value in values.items():
-        require(value > 0, f"{name} must be above 0, got {value}. Set {name} to a positive number.")
 
 
 @dataclass
@@ -102,226 +89,6 @@ class TasksSection:
         require(self.turns in (1, 2, 4, 8), f"tasks.turns must be 1, 2, 4 or 8 (quarter turns and mirrors), got {self.turns}. Use 1 for none.")
         require(self.way >= 1, f"tasks.way must be at least 2, or 1 where tasks have values to predict, got {self.way}.")
         positive(**{f"tasks.{name}": getattr(self, name) for name in ("shot", "query", "train", "val")})
-
-
-@dataclass
-class FitSection:
-    """One optimisation: AdamW with a one-cycle schedule over `steps`; a checkpoint and one line every `epoch_steps`.
-
-    `keep`: the weights after the last epoch, where the schedule has come to rest, or those of the epoch with the least loss on validation tasks.
-    """
-
-    steps: int
-    epoch_steps: int
-    lr: float
-    weight_decay: float
-    keep: Literal["last", "best"] = "last"
-
-    def __post_init__(self) -> None:
-        positive(lr=self.lr, epoch_steps=self.epoch_steps)
-        require(self.steps >= 0, f"steps must be at least 0, got {self.steps}. Set 0 to take the start as it is.")
-        require(
-            self.steps % self.epoch_steps == 0,
-            f"steps must be a multiple of epoch_steps, got steps={self.steps} and epoch_steps={self.epoch_steps}. Change one of them.",
-        )
-        require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}. Set 0 to switch it off.")
-
-
-@dataclass
-class BackboneSection:
-    """`conv`: `widths` filters a block, `pool[i]` halves the side after it, features flattened or averaged. `mlp`: `widths` units and `activation`.
-
-    `norm` is the kind of normalisation of a convolution; whose statistics `batch` uses is the learner's choice (learner.options.norm).
-    """
-
-    name: Literal["conv", "mlp"]
-    widths: list[int]
-    pool: list[bool]
-    head: Literal["flatten", "average"]
-    norm: Literal["batch", "group", "instance"]
-    activation: Literal["relu", "tanh"]
-
-    def __post_init__(self) -> None:
-        require(len(self.widths) > 0, "backbone.widths needs at least one layer, got none. Give one number a layer.")
-        require(
-            self.name == "mlp" or len(self.widths) == len(self.pool),
-            f"backbone.pool needs one entry a block, got {len(self.pool)} for {len(self.widths)} widths. Give both the same length.",
-        )
-        require(min(self.widths) > 0, f"backbone.widths must be positive, got {self.widths}. Use at least 1 filter a block.")
-
-
-@dataclass
-class BackboneStartSection(BackboneSection):
-    """A backbone and where its weights begin: drawn, or those of the folder `start` (components/backbones.py), which `frozen` leaves as they are."""
-
-    start: str | None
-    frozen: bool
-
-
-@dataclass
-class BaseSection:
-    """Pre-training of the base model theta*: a cosine classifier over all training classes and their turned copies, or one regression.
-
-    `scale` and `label_smoothing` are the classifier's; `ridge` is the strength with which a regression's base adapts, `policy` control's options.
-    """
-
-    fit: FitSection
-    batch: int
-    turns: int
-    scale: float
-    label_smoothing: float
-    ridge: float
-    policy: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        positive(**{"base.batch": self.batch, "base.scale": self.scale, "base.ridge": self.ridge})
-        require(self.turns in (1, 2, 4, 8), f"base.turns must be 1, 2, 4 or 8 (quarter turns and mirrors), got {self.turns}. Use 1 for none.")
-
-
-@dataclass
-class LearnerSection:
-    """The meta-learner: its name, where it starts, how it is fitted, and its own options (typed by learners/options.py).
-
-    `views`: once trained, it averages the features of that many bent copies of every picture.
-    """
-
-    name: str
-    start: str
-    views: int
-    fit: FitSection
-    tasks_per_step: int
-    checkpoint_inner: bool
-    options: dict[str, Any]
-
-    def __post_init__(self) -> None:
-        positive(**{"learner.tasks_per_step": self.tasks_per_step, "learner.views": self.views})
-        require(
-            self.start in ("pretrained", "scratch") or self.start.startswith("models:/"),
-            f"learner.start must be pretrained, scratch or models:/<name>@<alias>, got {self.start!r}. Use learner.start=pretrained.",
-        )
-
-
-@dataclass
-class RecipeSection:
-    """What a student learns from its teachers; 0 switches a part off.
-
-    `soft_weight` mixes the teachers' outputs at `temperature` (1) with the tasks' own labels (0). Added to that: `class_weight` times soft
-    outputs over the training classes, `feature_weight` times features, `relation_weight` times distances within a task. The teachers
-    adapt to `teacher_shots` more examples a class than the student, whose own are blurred by `noise` (standard deviation, inputs in [0, 1]);
-    `unlabelled` further inputs a task are answered by both.
-    """
-
-    temperature: float
-    soft_weight: float
-    class_weight: float
-    feature_weight: float
-    relation_weight: float
-    teacher_shots: int
-    noise: float
-    unlabelled: int
-
-    def __post_init__(self) -> None:
-        positive(**{"student.recipe.temperature": self.temperature})
-        require(0 <= self.soft_weight <= 1, f"student.recipe.soft_weight must lie in [0, 1], got {self.soft_weight}. It mixes teacher and labels.")
-        for name in ("class_weight", "feature_weight", "relation_weight", "teacher_shots", "noise", "unlabelled"):
-            value = getattr(self, name)
-            require(value >= 0, f"student.recipe.{name} must be at least 0, got {value}. Set 0 to switch it off.")
-
-
-@dataclass
-class StudentSection:
-    """Distilled students: student i has `widths[i]` and its own seed, or, with `same_start`, `widths[0]` and one initialisation for all.
-
-    `teacher`: teacher, base or models:/<name>@<alias>, several joined by `+`. `generations`: how often a student is taught anew, each time
-    by the one before it (Furlanello et al. 2018, arXiv:1805.04770). `sweep`: changes of the recipe; where there are any, the recipe
-    and each change of it train a student of `widths[0]` for `sweep_steps`, and validation tasks choose the recipe of all students.
-    """
-
-    count: int
-    teacher: str
-    learner: LearnerSection
-    widths: list[list[int]]
-    pool: list[bool]
-    head: Literal["flatten", "average"]
-    same_start: bool
-    generations: int
-    recipe: RecipeSection
-    sweep: list[dict[str, float]]
-    sweep_steps: int
-
-    def __post_init__(self) -> None:
-        rows = len(self.widths)
-        require(
-            self.count >= 0 and (self.count <= rows or self.same_start),
-            f"student.count needs 0 to {rows} (student.widths has that many rows), got {self.count}. Add widths.",
-        )
-        positive(**{"student.generations": self.generations, "student.sweep_steps": self.sweep_steps})
-        each = self.learner.fit.epoch_steps
-        require(
-            not self.sweep or self.sweep_steps % each == 0,
-            f"student.sweep_steps must be a multiple of student.learner.fit.epoch_steps={each}, got {self.sweep_steps}. Change one of them.",
-        )
-        for one in self.teachers():
-            require(
-                one in ("teacher", "base") or one.startswith("models:/"),
-                f"student.teacher must be teacher, base or models:/<name>@<alias>, several joined by +, got {one!r}. Use student.teacher=teacher.",
-            )
-        self.recipes()
-
-    def teachers(self) -> list[str]:
-        return self.teacher.split("+")
-
-    def recipes(self) -> dict[str, RecipeSection]:
-        """Return the recipes that compete, by name; none where there is no sweep. Raises InputError for a change of what a recipe does not have."""
-        known = [f.name for f in dataclasses.fields(RecipeSection)]
-        for key in (key for changes in self.sweep for key in changes):
-            require(key in known, f"student.sweep changes {key}, but a recipe has {', '.join(known)}. Use one of them.")
-        whole = ("teacher_shots", "unlabelled")
-        competing = {"-".join(f"{k}-{v:g}" for k, v in changes.items()): changes for changes in self.sweep}
-        return {
-            name: dataclasses.replace(self.recipe, **{k: int(v) if k in whole else v for k, v in changes.items()})  # type: ignore[arg-type]
-            for name, changes in ({"plain": {}, **competing} if self.sweep else {}).items()
-        }
-
-    def named(self, recipe: str) -> RecipeSection:
-        """Return one of the recipes that compete; the configured one for an empty name."""
-        return self.recipes()[recipe] if recipe else self.recipe
-
-    def backbone(self, index: int, teacher: BackboneSection) -> BackboneStartSection:
-        """Return student i's backbone: of the teacher's kind, with its own widths and weights."""
-        widths = self.widths[0 if self.same_start else index]
-        return BackboneStartSection(teacher.name, widths, self.pool, self.head, teacher.norm, teacher.activation, None, False)
-
-
-@dataclass
-class FusionSection:
-    """How students become one learner.
-
-    `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base. `views` is the fused
-    learner's, as a learner's own. `fit` is the training of mode `joint`, `lessons` that of `taught`; without steps `auto` leaves them out.
-    `again`: the training of one more student, which goes on from the first by the students' recipe, taught by the fused learner; 0 steps for none.
-    """
-
-    mode: Literal["auto", "average", "weights", "greedy", "conditioned", "concat", "whitened", "joint", "taught", "soup"]
-    adapt: Literal["members", "joint"]
-    members: list[Literal["students", "teacher", "base"]]
-    views: int
-    fit: FitSection
-    lessons: FitSection
-    again: FitSection
-    tasks_per_step: int
-
-    def __post_init__(self) -> None:
-        positive(**{"fusion.tasks_per_step": self.tasks_per_step, "fusion.views": self.views})
-        once = len(set(self.members)) == len(self.members) > 0
-        require(once, f"fusion.members takes students, teacher and base, each at most once, got {self.members}. Use fusion.members=[students].")
-        for mode, fit, name in (("joint", self.fit, "fit"), ("taught", self.lessons, "lessons")):
-            told = f"fusion.mode={mode} trains the members, got fusion.{name}.steps=0"
-            require(self.mode != mode or fit.steps > 0, f"{told}. Set it, or use fusion.mode=average.")
-
-    def taught(self) -> bool:
-        """Tell whether members are taught as one."""
-        return self.mode in ("auto", "taught") and self.lessons.steps > 0
 
 
 @dataclass
@@ -456,11 +223,3 @@ class StageRef:
     seconds: float
     cached: bool
     metrics: dict[str, float]
-
-
-def way_shot(setting: str) -> tuple[int, int]:
-    """Parse `5w1s` into (5, 1). Raises InputError for anything else."""
-    way, _, rest = setting.partition("w")
-    ok = way.isdigit() and rest.endswith("s") and rest[:-1].isdigit() and int(way) >= 1 and int(rest[:-1]) >= 1
-    require(ok, f"evaluation.settings takes <way>w<shot>s with way >= 1 and shot >= 1, got {setting!r}. Use for example 5w1s.")
-    return int(way), int(rest[:-1])

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.contracts import RecipeSection, require
+from components.inputs import require
 from components.learners.learner import Adapted, Learner, class_means
+from components.learning import RecipeSection
 from components.tasks import Examples, Lesson
 
 Metrics = dict[str, Tensor]

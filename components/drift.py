@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.contracts import Within, require, way_shot
+from components.contracts import Within
 from components.domains.pool import open_pool
 from components.evaluation import interval, score, task_classes
+from components.inputs import require, way_shot
 from components.learners import store
 from components.tasksets import TaskSpec, write_tasksets
 from components.validation import Validation

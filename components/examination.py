@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from components import challenge
-from components.contracts import BackboneSection, EvaluationSection, way_shot
+from components.contracts import EvaluationSection
 from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
 from components.evaluation import evaluate
+from components.inputs import way_shot
 from components.learners import store
 from components.learners.closed_form import ridge_head, with_one
 from components.learners.fused import join
 from components.learners.learner import Learner, learner_size
 from components.learners.reference import Linear, Nearest, Scratch, Told, Unadapted, WithoutSupport
+from components.learning import BackboneSection
 from components.networks import build_backbone
 from components.tasksets import TaskSpec, batch, draw
 

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from components import mixing
-from components.contracts import AugmentSection, FusionSection, InputError, require
+from components.contracts import AugmentSection
 from components.domains.pool import Pool
+from components.inputs import InputError, require
 from components.learners import store
 from components.learners.fused import FusedLearner, join
 from components.learners.fused_policy import FusedPolicy
 from components.learners.learner import Learner, learner_size
 from components.learners.views import Views
+from components.learning import FusionSection
 from components.validation import Validation, by_task, calibrate
 
 CANDIDATES = "candidates"  # folder of an output that holds every way of joining that was built
@@ -85,7 +87,7 @@ def fuse(
     validation, candidates = Validation(pool, tasksets), []
     asked = Request(Members.load(paths), weights, section.adapt == "joint", pool, validation, trained)
     for name in MODES:
-        if section.mode not in ("auto", name) or (name in TRAINED and name not in trained):
+        if section.mode not in ("auto", name):
             continue
         try:
             learner, spec = MODES[name](asked)
@@ -184,6 +186,7 @@ def _taught(asked: Request) -> Built:
 
 
 def _trained(asked: Request, mode: str) -> Members:
+    require(mode in asked.trained, f"fusion.mode={mode} needs members that were trained as one, got none. Set the steps of that training.")
     learner, spec, _ = store.load(asked.trained[mode])
     return Members(asked.members.paths, list(learner.members), spec["members"], asked.members.starts)  # type: ignore[arg-type]
 
@@ -212,7 +215,6 @@ MODES: dict[str, Callable[[Request], Built]] = {  # the plainest first
     "joint": _joint,
     "taught": _taught,
 }
-TRAINED = ("joint", "taught")
 
 
 def save_best(candidates: list[Candidate], out: Path, member: str) -> dict[str, float]:

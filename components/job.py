@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from components.contracts import BackboneStartSection, BaseSection, DomainSection, FitSection, LearnerSection, RecipeSection, TrainerSection
+from components.contracts import DomainSection, TrainerSection
+from components.learning import BackboneStartSection, BaseSection, FitSection, LearnerSection, RecipeSection
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from components.contracts import require
+from components.inputs import require
 from components.plain import fingerprint
 
 MANIFEST = "stage.json"

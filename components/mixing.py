@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.contracts import require
 from components.domains import images
 from components.domains.pool import Pool
+from components.inputs import require
 from components.learners.fused import FusedLearner
 from components.learners.learner import Learner
 from components.networks import BatchNorm

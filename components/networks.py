@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from components.contracts import BackboneSection, InputError
+from components.inputs import InputError
+from components.learning import BackboneSection
 
 
 def _of_all(x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 
-from components.contracts import SplitsSection, require
+from components.contracts import SplitsSection
+from components.inputs import require
 
 NONE = "none"  # of classes that no split takes
 

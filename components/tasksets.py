@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from components.contracts import CELLS, EvaluationSection, InputError, TasksSection, Within, require, way_shot
+from components.contracts import CELLS, EvaluationSection, TasksSection, Within
 from components.domains.pool import Pool
 from components.draws import below, bits, key_of
+from components.inputs import InputError, require, way_shot
 from components.tasks import Examples, TaskBatch
 
 CHUNK = 20_000  # tasks drawn at once: intermediate arrays stay within the processor's cache and a few tens of MB

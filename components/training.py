@@ -21,12 +21,12 @@ from torch import Tensor
 
 from components import backbones
 from components.batches import Epochs, ItemBatches, LessonBatches, TaskBatches
-from components.contracts import FitSection, InputError
 from components.distillation import Distillation, class_features
 from components.domains import images
 from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
 from components.gradients import in_turn
+from components.inputs import InputError
 from components.job import FitJob, Watch
 from components.learners import store
 from components.learners.fused import join
@@ -34,6 +34,7 @@ from components.learners.gradient import Maml
 from components.learners.learner import Learner, learner_size
 from components.learners.policy import Policy
 from components.learners.views import Views, once
+from components.learning import FitSection
 from components.networks import freeze, share_statistics
 from components.objectives import OBJECTIVES
 from components.plain import to_plain

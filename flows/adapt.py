@@ -29,8 +29,8 @@ def read_support(support: Path, shape: list[int], columns: dict[str, Any] | None
         return pictures.read_support(support, shape[-1], shape[0] == 3)
     import numpy as np
 
-    from components.contracts import require
     from components.domains.columns import Columns, read_table
+    from components.inputs import require
 
     own, table = Columns(**columns), read_table(support)
     require(own.label in table.column_names, f"support must have the labels in column {own.label}, but {support} lacks it. Add it.")
@@ -48,8 +48,8 @@ def read_query(query: Path, shape: list[int], columns: dict[str, Any] | None) ->
 
         files = pictures.list_pictures(query)
         return np.stack([pictures.read_picture(f, shape[-1], shape[0] == 3) for f in files]), [f.name for f in files]
-    from components.contracts import require
     from components.domains.columns import Columns, read_table
+    from components.inputs import require
 
     table = read_table(query)
     require(len(table) > 0, f"query needs rows, got none in {query}. Add some.")
@@ -58,7 +58,7 @@ def read_query(query: Path, shape: list[int], columns: dict[str, Any] | None) ->
 
 def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str = "0", save: str = "", top: str = "0") -> None:
     """Adapt once, predict all, write the table, and record it all as an MLflow run."""
-    from components.contracts import require
+    from components.inputs import require
     from flows import tracking
 
     target, kept = Path(out), Path(save) if save else None
@@ -117,14 +117,14 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
 
 
 def _count(given: str) -> int:
-    from components.contracts import require
+    from components.inputs import require
 
     require(given.isdigit(), f"top must be a number of items, got {given!r}. Use 20, or leave it out for all.")
     return int(given)
 
 
 def _probability(given: str) -> float:
-    from components.contracts import require
+    from components.inputs import require
 
     try:
         value = float(given)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from components.contracts import InputError, require
+from components.inputs import InputError, require
 from flows import cli, paths, tracking
 from flows.paths import into_place
 from flows.versions import PIN

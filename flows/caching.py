@@ -17,7 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from components.contracts import InputError, StageRef
+from components.contracts import StageRef
+from components.inputs import InputError
 from components.manifest import MANIFEST, file_digest, file_digests
 from components.plain import fingerprint, flatten, from_plain, to_plain
 from flows import paths

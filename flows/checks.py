@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from components.contracts import Config, LearnerSection, TrainerSection, require
+from components.contracts import Config, TrainerSection
 from components.domains.options import OPTIONS, OwnFiles
+from components.inputs import require
 from components.learners.options import FAMILIES, family
+from components.learning import LearnerSection
 
 
 def check(config: Config) -> None:
@@ -124,7 +126,7 @@ def _check_fusion(config: Config) -> None:
     recipes = (config.student.recipe, *config.student.recipes().values())
     alike = encode or not any(recipe.class_weight or recipe.feature_weight or recipe.relation_weight for recipe in recipes)
     told = "fusion.lessons with class_weight, feature_weight or relation_weight need one encoder for all tasks, which not all members have"
-    require(not own.taught() or alike, f"{told}. Set fusion.lessons.steps=0.")
+    require("taught" not in own.fits() or alike, f"{told}. Set fusion.lessons.steps=0.")
     encoders = encode and config.backbone.name == "conv"
     require(own.views == 1 or encoders, f"fusion.views={own.views} average features of pictures, which not all members make. Set fusion.views=1.")
     require(mode != "conditioned" or classes, f"fusion.mode=conditioned needs classes, got domain {config.domain.name}. Use fusion.mode=weights.")

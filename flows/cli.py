@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows import config, databases, paths
 
 HELP = """python -m flows.retrain [group=choice | key=value ...]

@@ -1,4 +1,4 @@
-"""Compose conf/ into the typed sections of components/contracts.py. The only place that knows Hydra and OmegaConf."""
+"""Compose conf/ into the typed sections of components/contracts.py and components/learning.py. The only place that knows Hydra and OmegaConf."""
 
 import dataclasses
 import os
@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from components.contracts import Config, InputError, require
+from components.contracts import Config
 from components.domains.options import OPTIONS as DOMAIN_OPTIONS
+from components.inputs import InputError, require
 from components.learners.options import FAMILIES
 from flows import paths
 from flows.checks import check

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from components.contracts import InputError
+from components.inputs import InputError
 from components.plain import one_line
 
 SERVERS = ("postgresql", "mysql", "mssql")

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows import cli, paths
 
 DEPLOYMENTS, AUTOMATIONS = paths.HOUSE / "prefect.yaml", paths.HOUSE / "automations.yaml"

@@ -18,7 +18,7 @@ A policy is asked for actions by /predict and told by /adapt what came of them.
 
 def endpoint(*overrides: str, model: str) -> None:
     """Load the model, take the port, answer. Raises InputError where the model is not what was registered, or the port is taken."""
-    from components.contracts import require
+    from components.inputs import require
     from flows import tracking
     from flows.config import load
     from flows.ui import free

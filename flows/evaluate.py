@@ -16,7 +16,7 @@ the model before it has played), and prints means with 95 % intervals.
 
 def evaluate(*overrides: str, model: str) -> None:
     """Pin the data, draw the test tasks, score, and record it all as an MLflow run."""
-    from components.contracts import require
+    from components.inputs import require
     from flows import tracking
     from flows.config import load
     from flows.report import scored

@@ -16,15 +16,15 @@ Writes backbone.json and backbone.safetensors, for `python -m flows.retrain back
 
 def export(model: str, out: str) -> None:
     """Read the learner and write its one backbone. Raises InputError where it has several."""
-    from components.contracts import require
+    from components.inputs import require
     from flows import tracking
 
     target = Path(out)
     require(target.parent.is_dir() and not target.exists(), f"out must be a new folder in one that exists, got {out}. Choose another name.")
     folder = tracking.model_folder(model)
     from components import backbones
-    from components.contracts import BackboneSection
     from components.learners import store
+    from components.learning import BackboneSection
     from components.plain import from_plain
 
     learner, spec, _ = store.load(folder)

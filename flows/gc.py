@@ -28,7 +28,7 @@ version, this checkout or a commit of it pins. Remotes and MLflow's own runs sta
 
 def collect(days: str, dry: str = "false") -> None:
     """Find what may go, and remove it. Raises InputError where an argument is none."""
-    from components.contracts import require
+    from components.inputs import require
     from flows import tracking
 
     require(days.isdigit(), f"days must be a whole number, got {days!r}. Use days=30.")

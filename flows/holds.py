@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from filelock import ReadWriteLock, Timeout
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows import paths
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from components.contracts import require
+from components.inputs import require
 from flows import cli, paths
 
 HELP = """python -m flows.join rank=<1, 2, ...>

@@ -40,7 +40,7 @@ def root() -> Path:
     """Return the folder that holds data.dvc, data/ and mlruns/: FEWLOOP_ROOT, or the checkout. Raises InputError where there is neither."""
     given = os.environ.get("FEWLOOP_ROOT")
     if not given and HOUSE != CODE:
-        from components.contracts import InputError
+        from components.inputs import InputError
 
         told = "FEWLOOP_ROOT must name the folder of data, runs and pin, since fewloop is installed and not a checkout; got nothing"
         raise InputError(f"{told}. Set it: FEWLOOP_ROOT=<folder, a git repository of yours>.")
@@ -57,7 +57,7 @@ def runs() -> Path:
 
 def writable() -> None:
     """Make the folder of runs. Raises InputError where nothing can be written there."""
-    from components.contracts import InputError
+    from components.inputs import InputError
 
     try:
         runs().mkdir(parents=True, exist_ok=True)

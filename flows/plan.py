@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.contracts import BackboneSection, Config
+from components.contracts import Config
 from components.learners.options import BASES, family
+from components.learning import BackboneSection
 from components.manifest import file_digests
 from components.plain import fingerprint, narrow, to_plain
 from flows.caching import Key, code_digest, lookup, why
@@ -117,7 +118,7 @@ class _Drawing:
         if students:
             section = {"fusion": self.config.fusion, **self.turned, **self.common}
             upstream = self.learned() | self.of(*fused_of(self.config, students))
-            if self.config.fusion.taught():
+            if "taught" in self.config.fusion.fits():
                 section, upstream = section | {"recipe": self.config.student.recipe}, upstream | self.taught() | self.recipes()
             self.add("fused", "fused", section, upstream, *modules)
         if students and self.config.fusion.again.steps:

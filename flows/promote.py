@@ -12,7 +12,7 @@ Makes version n of a registered model its champion. The version that was champio
 
 def promote(model: str, version: str) -> None:
     """Set the alias and record the change as an MLflow run."""
-    from components.contracts import require
+    from components.inputs import require
     from flows import tracking
 
     held = sorted(int(v.version) for v in tracking.versions(model))

@@ -14,9 +14,9 @@ def recommend(folder: Path, model: str, learner: Any, about: dict[str, Any], sup
 
     A model that learned an order tells scores, which have no unit; one that learned values tells expected ratings.
     """
-    from components.contracts import require
     from components.domains.columns import read_table
     from components.domains.shelf import Shelf
+    from components.inputs import require
 
     shelf = Shelf.open(folder, about["ratings"])
     known, unknown = shelf.read(support)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from components.contracts import InputError, require
+from components.inputs import InputError, require
 from components.plain import flatten, to_plain
 from flows import config, paths, stages, tracking
 from flows.versions import PIN

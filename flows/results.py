@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from components.contracts import InputError, require
+from components.inputs import InputError, require
 from flows import cli, paths, tracking
 
 HELP = """python -m flows.results out=<file.md> [model=<name>]

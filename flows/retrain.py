@@ -11,7 +11,8 @@ if __name__ == "__main__":
 from prefect import flow, runtime
 from pydantic import Field
 
-from components.contracts import InputError, StageRef
+from components.contracts import StageRef
+from components.inputs import InputError
 from components.scores import OBJECTIVE_SCORES
 from flows import artifacts, cards, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
 from flows.caching import lookup

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from components.contracts import InputError, require
+from components.inputs import InputError, require
 from flows import config
 from flows.config import Axis, Interval
 

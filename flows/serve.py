@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows import cli, deploy, paths, services, tracking, ui
 from flows.services import Service
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows import paths
 from flows.ui import free
 

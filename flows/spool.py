@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows import leftovers
 
 RETRY = 60.0  # seconds between attempts while it does not answer: one at a locked sqlite takes 20

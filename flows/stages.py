@@ -14,8 +14,9 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.settings import get_current_settings
 
-from components.contracts import Config, FitSection, StageRef
+from components.contracts import Config, StageRef
 from components.job import FitJob, Watch
+from components.learning import FitSection
 from components.manifest import file_digest
 from components.plain import to_plain
 from components.scores import SCORES
@@ -174,9 +175,7 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members
         own, opened, section = [s.path for s in members], open_pool(pool.path), config.fusion
         weights, trained = fusion.weigh(own, opened, tasksets.path), {}
         lessons = {"weights": (1 / len(own),) * len(own), "teachers": tuple(teachers), "recipe": config.student.named(recipe)}
-        for mode, fit, more in (("joint", section.fit, {"weights": tuple(weights)}), ("taught", section.lessons, lessons)):
-            if section.mode not in ("auto", mode) or not fit.steps:
-                continue
+        for mode, fit in section.fits().items():
             trained[mode] = str(slot.partial / mode)
             job = _job(
                 "joint",
@@ -190,7 +189,7 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members
                 tasks_per_step=section.tasks_per_step,
                 out=trained[mode],
                 state=str(slot.state / mode),
-                **more,
+                **({"weights": tuple(weights)} if mode == "joint" else lessons),
             )
             _fit(job, _prefixed(log, mode), key.name)
         return fusion.save_best(fusion.fuse(own, weights, section, config.domain.augment, opened, tasksets.path, trained), slot.partial, own[0])

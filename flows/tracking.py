@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from components.contracts import InputError
+from components.inputs import InputError
 from components.manifest import intact
 from components.plain import flatten, one_line
 from flows import databases, leftovers, paths, writes

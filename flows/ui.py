@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 
-from components.contracts import InputError, require
+from components.inputs import InputError, require
 from flows import cli, paths, tracking
 from flows.writes import VIEW, VIEW_TAG
 

@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
-from components.contracts import DomainSection, InputError
+from components.contracts import DomainSection
+from components.inputs import InputError
 from components.plain import fingerprint, one_line, to_plain
 from flows import holds, paths
 

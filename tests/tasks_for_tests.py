@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from components.contracts import BackboneSection
 from components.learners import store
 from components.learners.learner import Learner
 from components.learners.options import FAMILIES, RETURN
+from components.learning import BackboneSection
 from components.tasks import Examples, TaskBatch
 from flows.config import load
 

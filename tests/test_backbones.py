@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from workspace import SMOKE, Workspace
 
 from components import backbones
-from components.contracts import BackboneStartSection, InputError
 from components.domains.pool import Pool
+from components.inputs import InputError
 from components.job import Watch
 from components.launch import fit
 from components.learners import store
 from components.learners.options import FAMILIES
+from components.learning import BackboneStartSection
 from components.networks import BatchNorm, build_backbone, freeze, share_statistics
 from components.plain import to_plain
 from flows import cli

@@ -9,12 +9,13 @@ import pytest
 from sources import FEW, SOURCES, ratings_file
 from workspace import Workspace
 
-from components.contracts import CELLS, InputError, SplitsSection
+from components.contracts import CELLS, SplitsSection
 from components.domains import ratings
 from components.domains.cells import new_ones
 from components.domains.options import RatingsOptions
 from components.domains.pool import Pool, open_pool, write_pool
 from components.domains.shelf import Shelf
+from components.inputs import InputError
 from components.plain import fingerprint, to_plain
 from components.splits import split_of
 from components.tasksets import TaskSpec, draw

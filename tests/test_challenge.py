@@ -10,10 +10,11 @@ from PIL import Image
 from sources import omniglot_archive as archive
 
 from components import challenge
-from components.contracts import InputError, SplitsSection
+from components.contracts import SplitsSection
 from components.domains import omniglot
 from components.domains.options import OmniglotOptions
 from components.domains.pool import Pool, open_pool, write_pool
+from components.inputs import InputError
 from components.learners.reference import Nearest
 
 

@@ -14,16 +14,18 @@ from sources import Chain
 from torch import distributions
 from workspace import Workspace
 
-from components.contracts import BackboneSection, InputError, SplitsSection
+from components.contracts import SplitsSection
 from components.domains import control
 from components.domains.options import ControlOptions
 from components.domains.pool import open_pool, write_pool
 from components.environments import ENVIRONMENTS, chance, noise
+from components.inputs import InputError
 from components.learners import store
 from components.learners.fused import join
 from components.learners.learner import Learner
 from components.learners.options import GradientPolicyOptions, MemoryPolicyOptions, PolicyOptions
 from components.learners.policy import ContextPolicy, GradientPolicy, MemoryPolicy, Played, advantage
+from components.learning import BackboneSection
 from components.mixing import return_weights
 from components.networks import Mlp
 from components.objectives import OBJECTIVES

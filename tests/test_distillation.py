@@ -9,13 +9,15 @@ from tasks_for_tests import PICTURES, predict, spec, tasks
 from torch.nn.functional import cross_entropy, softmax
 
 from components.batches import ItemBatches, LessonBatches, TaskBatches
-from components.contracts import AugmentSection, InputError, RecipeSection
+from components.contracts import AugmentSection
 from components.distillation import Distillation, class_features, feature_loss, relation_loss, soft_loss, value_loss
 from components.domains import images
 from components.domains.pool import Pool
+from components.inputs import InputError
 from components.learners import store
 from components.learners.fused import FusedLearner
 from components.learners.learner import Learner
+from components.learning import RecipeSection
 from components.tasks import Examples, Lesson
 from components.tasksets import read_table
 from components.training import _teacher

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from tasks_for_tests import spec
 
-from components.contracts import InputError
 from components.domains.pool import Pool, open_pool
 from components.drift import compare
 from components.evaluation import evaluate
+from components.inputs import InputError
 from components.learners import store
 from components.tasksets import TaskSpec, write_tasksets
 from flows.drift import judge

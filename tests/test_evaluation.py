@@ -6,9 +6,10 @@ import torch
 from scipy.optimize import minimize_scalar
 from sklearn import metrics
 
-from components.contracts import InputError, RegistrySection
+from components.contracts import RegistrySection
 from components.domains.pool import Pool
 from components.evaluation import BINS, Scores, interval, paired, score
+from components.inputs import InputError
 from components.learners import store
 from components.learners.reference import Linear, Nearest
 from components.objectives import MEASURES

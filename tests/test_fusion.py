@@ -11,15 +11,17 @@ from tasks_for_tests import predict, spec, tasks
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from components import mixing
-from components.contracts import AugmentSection, FusionSection, InputError
+from components.contracts import AugmentSection
 from components.domains import images
 from components.domains.pool import Pool
 from components.fusion import MODES, Candidate, Members, fuse, ranked, save_best, weigh
+from components.inputs import InputError
 from components.learners import store
 from components.learners.fused import FusedLearner
 from components.learners.learner import Learner
 from components.learners.metric import ProtoNet
 from components.learners.views import once
+from components.learning import FusionSection
 from components.mixing import greedy_weights, mixture_weights, soup
 from components.networks import BatchNorm
 from components.tasks import Examples

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.contracts import InputError
 from components.domains import image_folder, omniglot, ratings, table
 from components.domains.columns import read_table
 from components.domains.options import ImageFolderOptions, RatingsOptions, TableOptions
+from components.inputs import InputError
 from flows import config
 from flows.versions import read_pin
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from sources import Chain, png_head
 
-from components.contracts import InputError
 from components.domains import image_folder, images
 from components.domains.options import ImageFolderOptions, content
+from components.inputs import InputError
 from flows.config import load
 from flows.versions import source_digest
 

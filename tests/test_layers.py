@@ -8,12 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"contracts", "scores", "plain", "tasks", "networks", "draws", "objectives", "gradients", "descent", "environments", "figures"},
+    {"contracts", "learning", "inputs", "scores", "plain", "tasks", "networks", "draws", "objectives", "gradients", "descent", "environments", "figures"},
     {"domains", "learners"},
     {"tasksets", "batches", "validation", "distillation", "mixing", "fusion", "task_figures"},
     {"training", "evaluation", "drift", "curves", "looking", "serving", "examination", "challenge"},
     {"launch"},
 ]
+OWN = ("components.contracts", "components.learning", "components.inputs")  # they need nothing beyond either
 FILES = sorted([*ROOT.glob("components/**/*.py"), *ROOT.glob("flows/*.py")])
 
 
@@ -71,10 +72,10 @@ def test_flows_load_no_torch_at_module_level(path: Path) -> None:
         assert not {m.split(".")[0] for m in imports(path)} & {"hydra", "omegaconf"}
 
 
-@pytest.mark.parametrize("name", ["contracts.py", "scores.py", "plain.py", "domains/options.py", "learners/options.py"])
+@pytest.mark.parametrize("name", ["contracts.py", "learning.py", "inputs.py", "scores.py", "plain.py", "domains/options.py", "learners/options.py"])
 def test_contracts_and_options_need_the_standard_library_alone(name: str) -> None:
     for module in imports(ROOT / "components" / name):
-        assert module.split(".")[0] in sys.stdlib_module_names or module.startswith("components.contracts"), module
+        assert module.split(".")[0] in sys.stdlib_module_names or module.startswith(OWN), module
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.distance import cdist
 from tasks_for_tests import ANSWERING, CLASSIFIERS, CONV, EVERY, PICTURES, gradient, predict, spec, tasks
 
-from components.contracts import InputError
+from components.inputs import InputError
 from components.learners import store
 from components.learners.options import FAMILIES
 from components.learners.reference import Nearest, Scratch

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from workspace import PATIENCE, SMOKE, Workspace, free_port, until
 
-from components.contracts import InputError
+from components.inputs import InputError
 from components.launch import CALL
 from flows import join
 

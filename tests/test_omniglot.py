@@ -9,11 +9,11 @@ import pytest
 from sources import omniglot_archive as archive
 from sources import png_head
 
-from components.contracts import InputError
 from components.domains import omniglot
 from components.domains.archives import locate
 from components.domains.options import OmniglotOptions
 from components.domains.pool import open_pool, write_pool
+from components.inputs import InputError
 from components.splits import split_of
 from flows.config import load
 

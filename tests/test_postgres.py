@@ -13,7 +13,7 @@ from postgres import Postgres, binaries, postgres
 from served import Server
 from workspace import PATIENCE, SMOKE, Workspace, free_port
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows import databases
 
 needs_server = pytest.mark.skipif(binaries() is None, reason="no PostgreSQL server programs here (initdb, postgres)")

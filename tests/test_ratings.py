@@ -17,7 +17,7 @@ from sources import Chain
 from sources import ratings_file as own
 from sources import touches_file as touches
 
-from components.contracts import InputError, SplitsSection
+from components.contracts import SplitsSection
 from components.domains import ratings
 from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
@@ -25,6 +25,7 @@ from components.domains.shelf import Shelf
 from components.domains.touches import untouched
 from components.draws import bits, key_of
 from components.examination import linear_references
+from components.inputs import InputError
 from components.learners import store
 from components.splits import split_of
 from components.tasks import Examples

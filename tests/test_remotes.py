@@ -14,7 +14,7 @@ import pytest
 from test_versions import domain
 from workspace import free_port, until
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows.versions import pin_data, tree_md5
 
 SECRET = "not-to-be-told"

@@ -6,7 +6,7 @@ import optuna
 import pytest
 from workspace import SMOKE, Workspace
 
-from components.contracts import InputError
+from components.inputs import InputError
 from flows import cli
 from flows.search import Grid, Search, runs
 

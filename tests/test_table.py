@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from sources import Chain, letter_rows
 
-from components.contracts import InputError, SplitsSection
+from components.contracts import SplitsSection
 from components.domains import table
 from components.domains.columns import Columns, read_table
 from components.domains.options import TableOptions
 from components.domains.pool import open_pool, write_pool
+from components.inputs import InputError
 from components.splits import split_of
 
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import tasksets
-from components.contracts import InputError
 from components.domains.pool import Pool
 from components.draws import below, bits, key_of
+from components.inputs import InputError
 from components.tasksets import TaskSpec, choose, draw, read_table
 
 SPEC = TaskSpec("train", "train", 5, 2, 4, "all", 3_000)

@@ -9,12 +9,13 @@ import torch
 from tasks_for_tests import spec
 
 from components.batches import ItemBatches, TaskBatches, bent
-from components.contracts import AugmentSection, FitSection
+from components.contracts import AugmentSection
 from components.domains import images
 from components.domains.pool import Pool
 from components.job import FitJob, Watch
 from components.launch import fit
 from components.learners import store
+from components.learning import FitSection
 from components.tasksets import read_table
 from flows.config import load
 

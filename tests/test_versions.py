@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.contracts import DomainSection, InputError, SplitsSection
+from components.contracts import DomainSection, SplitsSection
 from components.domains import DOMAINS, glyphs
 from components.domains.options import OPTIONS
+from components.inputs import InputError
 from components.splits import homes, split_of
 from flows import paths, versions
 from flows.config import load

@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from components.contracts import InputError
+from components.inputs import InputError
 
 DOMAINS = {
     "control": "components.domains.control",

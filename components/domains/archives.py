@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from components.contracts import InputError
+from components.inputs import InputError
 
 # What reading a damaged archive, or one of another content, may raise.
 DAMAGED = (OSError, EOFError, LookupError, ValueError, AttributeError, RuntimeError, SyntaxError, struct.error, zlib.error, zipfile.BadZipFile)

@@ -6,9 +6,9 @@ by are ratings of known items in all four.
 
 import numpy as np
 
-from components.contracts import require
 from components.domains.pool import PoolClass
 from components.draws import key_of
+from components.inputs import require
 
 
 def new_ones(names: list[str], share: float) -> np.ndarray:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from components.contracts import InputError, require
+from components.inputs import InputError, require
 from components.plain import describe, one_line, to_plain
 
 

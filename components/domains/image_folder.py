@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from components.contracts import InputError, require
 from components.domains.options import ImageFolderOptions
 from components.domains.pictures import SUFFIXES, read_picture
 from components.domains.pool import PoolClass, Source
+from components.inputs import InputError, require
 from components.plain import describe
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from components.contracts import InputError
 from components.domains.archives import DAMAGED, locate, read_member
 from components.domains.options import OmniglotOptions
 from components.domains.pool import PoolClass, Source
+from components.inputs import InputError
 from components.plain import one_line
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{}.zip"

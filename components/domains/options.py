@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
-from components.contracts import positive, require
+from components.inputs import positive, require
 
 
 @dataclass

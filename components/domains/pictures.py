@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from components.contracts import InputError, require
+from components.inputs import InputError, require
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ["PNG", "JPEG", "WEBP"]  # Pillow has decoders of some forty others, and what guesses a format may guess any of them

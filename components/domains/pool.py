@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.contracts import CELLS, InputError, SplitsSection
+from components.contracts import CELLS, SplitsSection
+from components.inputs import InputError
 from components.splits import homes
 
 KEPT = "kept.parquet"  # what a model keeps beside its weights, where that is too large for JSON

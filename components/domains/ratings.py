@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from components.contracts import InputError, require
 from components.domains.archives import DAMAGED, locate, read_member
 from components.domains.cells import housed, new_ones
 from components.domains.columns import is_numeric, read_table
 from components.domains.options import RatingsOptions
 from components.domains.pool import KEPT, PoolClass, Source
 from components.domains.touches import beside_untouched, first_touches
+from components.inputs import InputError, require
 from components.plain import describe, one_line
 
 URL = "https://files.grouplens.org/datasets/movielens/{}.zip"

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.contracts import InputError, require
 from components.domains.columns import is_numeric, read_table
 from components.domains.pool import KEPT
 from components.domains.touches import with_untouched
+from components.inputs import InputError, require
 from components.plain import describe
 
 

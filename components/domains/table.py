@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 
-from components.contracts import require
 from components.domains.columns import Columns, is_numeric, numbers, read_table
 from components.domains.options import TableOptions
 from components.domains.pool import PoolClass, Source
+from components.inputs import require
 from components.plain import describe
 
 

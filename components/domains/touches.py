@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from components.contracts import require
 from components.draws import bits, key_of
+from components.inputs import require
 
 
 def untouched(touched: np.ndarray, items: int, each: int, seed: int, user: str) -> np.ndarray:

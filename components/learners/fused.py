@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.contracts import require
+from components.inputs import require
 from components.learners.fused_policy import FusedPolicy
 from components.learners.gradient import Maml
 from components.learners.learner import Adapted, Learner, class_means

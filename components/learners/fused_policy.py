@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from components.contracts import require
+from components.inputs import require
 from components.learners.learner import Adapted
 from components.learners.policy import ContextPolicy, Played, Policy
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.contracts import require
 from components.draws import seed_of
+from components.inputs import require
 from components.learners.learner import Adapted, Encoding, class_means
 from components.learners.options import CnpOptions, MannOptions, SetTransformerOptions, SnailOptions
 from components.tasks import Examples

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from components.contracts import positive, require
+from components.inputs import positive, require
 
 
 @dataclass

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from components.contracts import require
 from components.environments import Environment, noise
+from components.inputs import require
 from components.learners.learner import Adapted, Learner
 from components.learners.options import GradientPolicyOptions, MemoryPolicyOptions, PolicyOptions
 from components.networks import Mlp

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from components.contracts import AugmentSection, BackboneSection, InputError, require
+from components.contracts import AugmentSection
 from components.domains.pool import KEPT
+from components.inputs import InputError, require
 from components.learners import past
 from components.learners.learner import Adapted, Learner
 from components.learners.options import BASES, family
+from components.learning import BackboneSection
 from components.networks import build_backbone
 from components.objectives import OBJECTIVES
 from components.plain import from_plain, narrow, one_line, to_plain

@@ -6,9 +6,10 @@ Each picture by itself, so nothing is transductive; it costs as many encodings a
 import torch
 from torch import Tensor, nn
 
-from components.contracts import AugmentSection, require
+from components.contracts import AugmentSection
 from components.domains import images
 from components.draws import seed_of
+from components.inputs import require
 from components.learners.fused import FusedLearner
 from components.learners.learner import Adapted, Learner
 from components.tasks import Examples
