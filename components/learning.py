@@ -205,7 +205,7 @@ class FusionSection:
 
     `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base. `views` is the fused
     learner's, as a learner's own. `fit` is the training of mode `joint`, `lessons` that of `taught`; without steps `auto` leaves them out.
-    `again`: the training of one more student, which goes on from the first by the students' recipe, taught by the fused learner; 0 steps for none.
+    `again`: the training of one more student, which goes on from the best by the students' recipe, taught by the fused learner; 0 steps for none.
     """
 
     mode: Literal["auto", "average", "weights", "greedy", "conditioned", "concat", "whitened", "joint", "taught", "soup"]

@@ -123,7 +123,8 @@ class _Drawing:
             self.add("fused", "fused", section, upstream, *modules)
         if students and self.config.fusion.again.steps:
             section = self._student(0, fit=self.config.fusion.again)
-            self.add("fused-distilled", "student", section, self.learned() | self.of("fused", students[0]) | self.recipes(), *modules)
+            del section["backbone"]  # the best student's, which is upstream
+            self.add("fused-distilled", "student", section, self.learned() | self.of("fused", *students) | self.recipes(), *modules)
 
     def evaluation(self) -> None:
         config = self.config

@@ -94,8 +94,9 @@ def retrain(
             students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
             joined = [ref for kind in config.fusion.members for ref in (students if kind == "students" else [made[kind]])]
             fused = [done(stages.fuse, "fused", tasksets, joined, teachers, recipe)] if students else []
-            if students and config.fusion.again.steps:
-                again = stages.Lesson(0, config.seed, config.fusion.again, recipe, students[0].path)
+            best = stages.best_by_validation(students, OBJECTIVE_SCORES[config.domain.objective])
+            if best and config.fusion.again.steps:
+                again = stages.Lesson(students.index(best), config.seed, config.fusion.again, recipe, best.path)
                 fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))
             models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
             measured = models | {ref.name: ref for ref in tried if config.evaluation.ablation}

@@ -272,11 +272,14 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
     assert all(r.data.tags["recipe"] == parent.data.tags["recipe"] for r in students)
     generations = {r.info.run_name for r in students}
     assert generations == {f"student-{i}{g}" for i in range(3) for g in ("", "-generation-1")} | {"fused-distilled"}
-    students = {output["ref"]["path"]: output["ref"]["name"] for output in finished.outputs("student")}
-    (again,) = (path for path, name in students.items() if name == "fused-distilled")
+    students = {output["ref"]["path"]: output["ref"] for output in finished.outputs("student")}
+    (again,) = (path for path, ref in students.items() if ref["name"] == "fused-distilled")
     lesson = json.loads(Path(again, "job.json").read_text())
     assert [Path(path).parent.name for path in lesson["teachers"]] == ["fused"]
-    assert students[lesson["start"]] == "student-0", "it goes on from the first student"
+    made = {r.data.tags["fingerprint"] for r in children}
+    own = {path: ref["metrics"] for path, ref in students.items() if re.fullmatch(r"student-\d", ref["name"]) and ref["fingerprint"] in made}
+    assert lesson["start"] == max(own, key=lambda path: (own[path]["val/accuracy"], -own[path]["val/loss"])), "it goes on from the best student"
+    assert lesson["backbone"] == json.loads(Path(lesson["start"], "job.json").read_text())["backbone"]
     assert "ran: nothing" in finished.retrain(SMOKE, *more).stdout
 
 
