@@ -101,8 +101,8 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
         with into_place(target) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["row" if columns else "file", "class", "probability", *classes])
-            for name, named, row in zip(names, sure, probabilities, strict=True):
-                writer.writerow([name, classes[int(row.argmax())] if named else "", f"{row.max():.4f}", *(f"{p:.4f}" for p in row)])
+            for name, known, row in zip(names, sure, probabilities, strict=True):
+                writer.writerow([name, classes[int(row.argmax())] if known else "", f"{row.max():.4f}", *(f"{p:.4f}" for p in row)])
         if kept is not None:
             with into_place(kept) as partial:
                 store.save(learner, spec, partial, about)
@@ -111,9 +111,10 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
         tracking.log_metrics(run_id, {"confidence": float(probabilities.max(1).mean()), "abstained": float((~sure).mean())})
     if losses:
         print(f"loss on the examples, step by step: {' '.join(f'{loss:.3f}' for loss in losses)}")
-    left = f", {int((~sure).sum())} left open" if least > 0 else ""
-    what = ("row" if columns else "picture") + "s" * (len(names) != 1)
-    print(f"{len(names)} {what} named among {', '.join(classes)}{left}: {target}")
+    named = int(sure.sum())
+    left = f", {len(names) - named} left open" if least > 0 else ""
+    what = ("row" if columns else "picture") + "s" * (named != 1)
+    print(f"{named} {what} named among {', '.join(classes)}{left}: {target}")
 
 
 def _count(given: str) -> int:
