@@ -1,8 +1,15 @@
 """Score any model on any domain's test tasks: `python -m flows.evaluate model=<uri> domain=<name> [key=value ...]`"""
 
 import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from components.contracts import Config
 from flows import cli
+
+if TYPE_CHECKING:  # torch stays out of what starts a command
+    from components.learners.learner import Learner
 
 HELP = """python -m flows.evaluate model=<uri> domain=<name> [key=value ...]
 
@@ -16,65 +23,82 @@ the model before it has played), and prints means with 95 % intervals.
 
 def evaluate(*overrides: str, model: str) -> None:
     """Pin the data, draw the test tasks, score, and record it all as an MLflow run."""
-    from components.inputs import require
     from flows import tracking
     from flows.config import load
-    from flows.report import scored
-    from flows.versions import pin_data
+    from flows.versions import pinned
 
     config = load(overrides)
     folder = tracking.model_folder(model)
     experiment = tracking.open_store(config.registry.model)
-    from components import challenge
+    with pinned(config.domain, config.data.pin, config.data.write_pin, config.mirror) as data:
+        compared, met = _compared(folder, config, data.path)
+        with tracking.run(experiment, "evaluate", {"stage": "evaluate", "model": model, "data.md5": data.data_md5}) as run_id:
+            tracking.log_params(run_id, {"model": model, "overrides": " ".join(overrides), "classes_trained_on": met})
+            tracking.log_input(run_id, data.domain, data.md5, data.path, "evaluate")
+            metrics = _scores(compared, config, data.path, run_id)
+            tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
+    _tell(metrics, [*compared], config)
+    if met:
+        print(f"{met} of the test classes were training classes of this model: these scores are not those of new classes")
+
+
+def _compared(folder: Path, config: Config, data: str) -> tuple[dict[str, "Learner"], int]:
+    """Return the model and what it is compared with, and how many of the test classes it was trained on. Raises InputError where it fits no task."""
     from components.domains.pool import open_pool
-    from components.evaluation import evaluate as score
+    from components.inputs import require
     from components.learners import store
     from components.learners.reference import Nearest, WithoutSupport
-    from components.tasksets import specs, write_tasksets
-    from flows import paths
 
     learner, spec, about = store.load(folder)
-    pinned = pin_data(config.domain, config.data.pin, config.data.write_pin, config.mirror)
-    pool = open_pool(pinned.path)
+    pool = open_pool(data)
     shape = list(pool.input_shape)
     require(
         spec["objective"] == config.domain.objective,
         f"The model predicts by {spec['objective']}, but domain {config.domain.name} asks for {config.domain.objective}. Choose another.",
     )
-    beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learner))
-    other.objective = learner.objective
-    compared = {"model": learner, beside: other}
     require(
         spec["input_shape"] == shape, f"The model takes inputs {spec['input_shape']}, but domain {config.domain.name} has {shape}. Choose a model of that size."
     )
+    beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learner))
+    other.objective = learner.objective
     names = pool.classes["name"].to_pylist()
     met = {names[c] for c in pool.split("test")} & set(about["trained_on"]) if about["domain"] == pool.domain else set()
-    with tracking.run(experiment, "evaluate", {"stage": "evaluate", "model": model, "data.md5": pinned.data_md5}) as run_id:
-        tracking.log_params(run_id, {"model": model, "overrides": " ".join(overrides), "classes_trained_on": len(met)})
-        tracking.log_input(run_id, pinned.domain, pinned.md5, pinned.path, "evaluate")
-        import tempfile
-        from pathlib import Path
+    return {"model": learner, beside: other}, len(met)
 
-        with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
-            tables = [s for s in specs(config.tasks, config.evaluation) if s.split == "test"]
-            write_tasksets(tables, pool, config.seed, Path(work))
-            e = config.evaluation
-            metrics = score(compared, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work), e.scores)
-            tracking.log_file(run_id, Path(work) / "scores-test.parquet")
-            if e.challenge is not None:
-                runs = challenge.open_runs(e.challenge, pool, e.challenge_runs, Path(work))
-                metrics |= challenge.examine(compared, runs, e.bootstrap, config.seed)
-        tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
+
+def _scores(compared: dict[str, "Learner"], config: Config, data: str, run_id: str) -> dict[str, float]:
+    """Draw the test tasks, score everyone on them, and keep the scores task by task with the run."""
+    from components import challenge
+    from components.domains.pool import open_pool
+    from components.evaluation import evaluate as score
+    from components.tasksets import specs, write_tasksets
+    from flows import paths, tracking
+
+    pool, e = open_pool(data), config.evaluation
+    with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
+        tables = [s for s in specs(config.tasks, e) if s.split == "test"]
+        write_tasksets(tables, pool, config.seed, Path(work))
+        metrics = score(compared, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work), e.scores)
+        tracking.log_file(run_id, Path(work) / "scores-test.parquet")
+        if e.challenge is not None:
+            runs = challenge.open_runs(e.challenge, pool, e.challenge_runs, Path(work))
+            metrics |= challenge.examine(compared, runs, e.bootstrap, config.seed)
+    return metrics
+
+
+def _tell(metrics: dict[str, float], roles: list[str], config: Config) -> None:
+    """Print every score with its interval."""
+    from flows.report import scored
+
+    e = config.evaluation
     for setting in e.settings:
         for name in ("", *e.scores):
-            cells = (f"{role} {scored(metrics, f'test/{setting}/{role}', name=name)}" for role in compared)
+            cells = (f"{role} {scored(metrics, f'test/{setting}/{role}', name=name)}" for role in roles)
             print(f"{config.domain.name} {setting}{f' {name}' if name else ''}: {'   '.join(cells)}   ({e.tasks} tasks, 95 % interval)")
     for error, how in (("error", "independent decisions"), ("error_joint", "joint assignment, which knows that every class is asked for once")):
         if f"challenge/model/{error}" in metrics:
-            cells = (f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in compared)
+            cells = (f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in roles)
             print(f"challenge error, percent, {how}: {'   '.join(cells)}   ({int(metrics['challenge/runs'])} runs, 95 % interval)")
-    if met:
-        print(f"{len(met)} of the test classes were training classes of this model: these scores are not those of new classes")
 
 
 if __name__ == "__main__":
