@@ -9,6 +9,7 @@ from components.contracts import Config
 from flows import cli
 
 if TYPE_CHECKING:  # torch stays out of what starts a command
+    from components.domains.pool import Pool
     from components.learners.learner import Learner
 
 HELP = """python -m flows.evaluate model=<uri> domain=<name> [key=value ...]
@@ -23,6 +24,7 @@ the model before it has played), and prints means with 95 % intervals.
 
 def evaluate(*overrides: str, model: str) -> None:
     """Pin the data, draw the test tasks, score, and record it all as an MLflow run."""
+    from components.domains.pool import open_pool
     from flows import tracking
     from flows.config import load
     from flows.versions import pinned
@@ -31,26 +33,25 @@ def evaluate(*overrides: str, model: str) -> None:
     folder = tracking.model_folder(model)
     experiment = tracking.open_store(config.registry.model)
     with pinned(config.domain, config.data.pin, config.data.write_pin, config.mirror) as data:
-        compared, met = _compared(folder, config, data.path)
+        pool = open_pool(data.path)
+        compared, met = _compared(folder, config, pool)
         with tracking.run(experiment, "evaluate", {"stage": "evaluate", "model": model, "data.md5": data.data_md5}) as run_id:
             tracking.log_params(run_id, {"model": model, "overrides": " ".join(overrides), "classes_trained_on": met})
             tracking.log_input(run_id, data.domain, data.md5, data.path, "evaluate")
-            metrics = _scores(compared, config, data.path, run_id)
+            metrics = _scores(compared, config, pool, run_id)
             tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
     _tell(metrics, [*compared], config)
     if met:
         print(f"{met} of the test classes were training classes of this model: these scores are not those of new classes")
 
 
-def _compared(folder: Path, config: Config, data: str) -> tuple[dict[str, "Learner"], int]:
+def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], int]:
     """Return the model and what it is compared with, and how many of the test classes it was trained on. Raises InputError where it fits no task."""
-    from components.domains.pool import open_pool
     from components.inputs import require
     from components.learners import store
     from components.learners.reference import Nearest, WithoutSupport
 
     learner, spec, about = store.load(folder)
-    pool = open_pool(data)
     shape = list(pool.input_shape)
     require(
         spec["objective"] == config.domain.objective,
@@ -66,15 +67,14 @@ def _compared(folder: Path, config: Config, data: str) -> tuple[dict[str, "Learn
     return {"model": learner, beside: other}, len(met)
 
 
-def _scores(compared: dict[str, "Learner"], config: Config, data: str, run_id: str) -> dict[str, float]:
+def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", run_id: str) -> dict[str, float]:
     """Draw the test tasks, score everyone on them, and keep the scores task by task with the run."""
     from components import challenge
-    from components.domains.pool import open_pool
     from components.evaluation import evaluate as score
     from components.tasksets import specs, write_tasksets
     from flows import paths, tracking
 
-    pool, e = open_pool(data), config.evaluation
+    e = config.evaluation
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
         tables = [s for s in specs(config.tasks, e) if s.split == "test"]
         write_tasksets(tables, pool, config.seed, Path(work))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_gc import made
-from workspace import SMOKE, Workspace
+from workspace import SMOKE, Workspace, until
 
 from components.curves import curves
 from components.domains.pool import open_pool
@@ -358,3 +358,15 @@ def test_a_sweep_ends_as_sibling_runs_under_one_parent(finished: Workspace) -> N
     assert sorted(r.data.params["fusion.mode"] for r in siblings) == ["average", "weights"]
     assert {r.info.status for r in [sweep, *siblings]} == {"FINISHED"}
     assert [file.path for file in finished.mlflow().list_artifacts(sweep.info.run_id, "figures")] == ["figures/sweep.png"]
+
+
+@pytest.mark.slow
+def test_data_stay_what_they_are_while_a_model_is_scored(finished: Workspace) -> None:
+    scoring = finished.start("flows.evaluate", "model=models:/glyphs@champion", "domain=glyphs", SMOKE, "evaluation.tasks=20000")
+    try:
+        until(lambda: [*(finished.root / "mlruns").glob(".evaluate-*")])
+        refused = finished.retrain(SMOKE, "domain.source.render_seed=5", expect=2).stderr
+        assert scoring.poll() is None and "data/glyphs must stay as it is while another pipeline uses it" in refused
+    finally:
+        scoring.kill()
+        scoring.communicate()
