@@ -252,6 +252,7 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
     more = [
         *changes,
         "student.generations=2",
+        "student.widths=[[1, 1, 1, 1], [6, 8, 12, 12], [8, 6, 10, 16]]",  # the first cannot be the best
         "student.teacher=teacher+base",
         "fusion.again={steps: 4, epoch_steps: 2}",
         "fusion.members=[students,base]",
@@ -279,6 +280,7 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
     made = {r.data.tags["fingerprint"] for r in children}
     own = {path: ref["metrics"] for path, ref in students.items() if re.fullmatch(r"student-\d", ref["name"]) and ref["fingerprint"] in made}
     assert lesson["start"] == max(own, key=lambda path: (own[path]["val/accuracy"], -own[path]["val/loss"])), "it goes on from the best student"
+    assert students[lesson["start"]]["name"] != "student-0"
     assert lesson["backbone"] == json.loads(Path(lesson["start"], "job.json").read_text())["backbone"]
     assert "ran: nothing" in finished.retrain(SMOKE, *more).stdout
 
