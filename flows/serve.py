@@ -31,14 +31,24 @@ MLFLOW_TRACKING_URI (http) names one. Logs are in mlruns/logs.
 """
 
 
-def _ask(url: str, body: Any = None) -> Any:
-    """Return the JSON that an address of Prefect's API answers with."""
+def ask(url: str, body: Any = None, method: str | None = None) -> Any:
+    """Return the JSON that an address of Prefect's API answers with, None where it answers with nothing: GET, or POST where there is a body.
+
+    A server whose database is busy answers 503, which means: ask again. Raises urllib.error.URLError.
+    """
     headers = {"Content-Type": "application/json"}
     if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
         headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
-    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=ANSWER) as answer:
-        return json.load(answer)
+    request = urllib.request.Request(url, None if body is None else json.dumps(body).encode(), headers, method=method)
+    deadline = time.monotonic() + ANSWER
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER) as answer:
+                return json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        time.sleep(0.5)
 
 
 def _answers(url: str) -> bool:
@@ -48,7 +58,7 @@ def _answers(url: str) -> bool:
 
 def _at_work(api: str, pool: str, name: str, since: float) -> bool:
     """Tell whether a worker has reported to the server since it was started."""
-    for worker in _ask(f"{api}/work_pools/{pool}/workers/filter", {}):
+    for worker in ask(f"{api}/work_pools/{pool}/workers/filter", {}):
         if worker["name"] == name and worker["status"] == "ONLINE":
             return datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() > since
     return False
@@ -109,7 +119,7 @@ def _api(server: Service | None) -> str:
 def _deploy(api: str) -> str:
     """Put deployments and automations on the server, unless it has just these."""
     try:
-        if json.loads(json.dumps(_ask(f"{api}/variables/name/{deploy.VARIABLE}")["value"])) == deploy.digest():
+        if json.loads(json.dumps(ask(f"{api}/variables/name/{deploy.VARIABLE}")["value"])) == deploy.digest():
             return "already there"
     except urllib.error.HTTPError as error:
         if error.code != 404:

@@ -3,18 +3,18 @@
 make concurrent PIPELINES=8
 """
 
-import json
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from postgres import Postgres, binaries, postgres
 from workspace import SMOKE, Workspace, prefect_server
+
+from flows.serve import ask
 
 MODEL = "glyphs"
 
@@ -57,9 +57,7 @@ def tracked(workspace: Workspace, pipelines: int) -> Tally:
 
 def orchestrated(workspace: Workspace, api: str) -> Tally:
     """Count Prefect's flow runs: those that the pipelines' MLflow runs name, each completed."""
-    asked = urllib.request.Request(f"{api}/flow_runs/filter", b'{"limit": 200}', {"Content-Type": "application/json"})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
-        states = {run["id"]: run["state_type"] for run in json.load(answer)}
+    states = {run["id"]: run["state_type"] for run in ask(f"{api}/flow_runs/filter", {"limit": 200})}
     client, tally = workspace.mlflow(), Tally()
     for run in client.search_runs([client.get_experiment_by_name(MODEL).experiment_id], "tags.stage = 'retrain'"):
         state = states.get(run.data.tags["prefect.flow_run_id"], "no flow run")

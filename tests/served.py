@@ -1,9 +1,7 @@
 """A whole system on ports of its own, started by `flows.serve` as a user would, and the commands that talk to it."""
 
-import json
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,21 +9,16 @@ import psutil
 import pytest
 from workspace import PATIENCE, Workspace, free_port
 
+from flows.serve import ask
+
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 
 
 def unscheduled(url: str) -> None:
     """Pause the schedules that are there: 03:00 may come while tests run, and no pipeline is to begin that none of them asks for."""
-    for deployment in asked(url, "deployments/filter", {}):
+    for deployment in ask(f"{url}/deployments/filter", {}):
         for schedule in deployment["schedules"]:
-            asked(url, f"deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False}, "PATCH")
-
-
-def asked(url: str, path: str, body: dict | None = None, method: str | None = None) -> list | dict:
-    """Ask a Prefect server: GET, or POST where there is a body."""
-    told = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"{url}/{path}", told, {"Content-Type": "application/json"}, method=method)
-    return json.loads(urllib.request.urlopen(request, timeout=10).read() or "{}")
+            ask(f"{url}/deployments/{deployment['id']}/schedules/{schedule['id']}", {"active": False}, "PATCH")
 
 
 class Server:
@@ -56,7 +49,7 @@ class Server:
         return subprocess.run([*PREFECT, *arguments], cwd=self.elsewhere, env=self.environment, capture_output=True, text=True, timeout=timeout)
 
     def ask(self, path: str, body: dict | None = None) -> list | dict:
-        return asked(self.url, path, body)
+        return ask(f"{self.url}/{path}", body)
 
     def flow_runs(self, deployment: str) -> list[dict]:
         return self.ask("flow_runs/filter", {"deployments": {"name": {"any_": [deployment]}}})

@@ -28,6 +28,7 @@ from served import unscheduled
 from workspace import PATIENCE, SMOKE, Workspace, free_port, until
 
 from flows import deploy
+from flows.serve import ask
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -281,8 +282,7 @@ def test_prefects_server_takes_the_template(kind: str, prefect: dict[str, str], 
     file = ROOT / "deploy" / f"{kind}.json"
     made = command("create", f"{kind}-pool", "--type", kind, "--base-job-template", str(file))
     assert made.returncode == 0, made.stdout + made.stderr
-    with urllib.request.urlopen(f"{prefect['PREFECT_API_URL']}/work_pools/{kind}-pool", timeout=30) as answer:
-        held = json.load(answer)
+    held = ask(f"{prefect['PREFECT_API_URL']}/work_pools/{kind}-pool")
     assert (held["type"], held["base_job_template"]) == (kind, POOLS[kind])
     broken = tmp_path / "broken.json"
     broken.write_text(file.read_text().replace('"{{ env }}"', '"{{ no_such_variable }}"'))

@@ -1,21 +1,19 @@
 """Progress in Prefect: every fit of a pipeline ends at a hundred percent, and a server that is gone costs no training."""
 
-import json
-import urllib.request
-
 import pytest
 from workspace import SMOKE, Workspace
 
 from flows.progress import bar
+from flows.serve import ask
 
 
 @pytest.mark.slow
 def test_every_fit_shows_its_progress(new_workspace, prefect: dict[str, str]) -> None:
     workspace: Workspace = new_workspace()
     out = workspace.retrain(SMOKE, "student.count=1", "evaluation.settings=[5w1s]")
-    asked = json.dumps({"artifacts": {"type": {"any_": ["progress"]}}, "sort": "UPDATED_DESC"}).encode()
-    request = urllib.request.Request(f"{prefect['PREFECT_API_URL']}/artifacts/filter", asked, {"Content-Type": "application/json"})
-    found = {one["description"].partition(":")[0]: one["data"] for one in reversed(json.loads(urllib.request.urlopen(request, timeout=10).read()))}
+    asked = {"artifacts": {"type": {"any_": ["progress"]}}, "sort": "UPDATED_DESC"}
+    made = ask(f"{prefect['PREFECT_API_URL']}/artifacts/filter", asked)
+    found = {one["description"].partition(":")[0]: one["data"] for one in reversed(made)}
     for name in ("base", "teacher", "student-0", "fused"):
         assert found[name] == 100, (name, found, out.stderr)
 

@@ -1,12 +1,17 @@
 """One command from nothing to a running system, again when a part has died, and an end that leaves nothing."""
 
+import http.server
 import signal
 import socket
+import threading
+import urllib.error
 import urllib.request
 
 import pytest
 from served import Server
 from workspace import Workspace
+
+from flows.serve import ask
 
 
 @pytest.mark.slow
@@ -68,3 +73,26 @@ def test_a_port_that_is_taken_and_words_that_are_unknown(new_workspace, own_pref
     assert "must be a number" in line
     (line,) = workspace.run("flows.serve", "halt", expect=2).stderr.splitlines()
     assert "takes nothing, or stop" in line
+
+
+def test_a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not() -> None:
+    told = [503, 503, 200, 404]
+
+    class Busy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(told.pop(0))
+            self.end_headers()
+            self.wfile.write(b'{"status": "well"}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Busy) as busy:
+        threading.Thread(target=busy.serve_forever, daemon=True).start()
+        try:
+            assert ask(f"http://127.0.0.1:{busy.server_port}/") == {"status": "well"} and told == [404]
+            with pytest.raises(urllib.error.HTTPError):
+                ask(f"http://127.0.0.1:{busy.server_port}/")
+        finally:
+            busy.shutdown()
+    assert not told
