@@ -1,6 +1,7 @@
 """Remove what nothing needs any more: `python -m flows.gc days=30`"""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from flows.versions import PIN
 HELP = """python -m flows.gc days=<number> [dry=true]
 
 Removes stages' outputs, training states and versions of data that no run has used for so many days, and says how much that is.
-Kept whatever their age: what a registered model version was made from, each stage's newest output, and data that a registered
-version, this checkout or a commit of it pins. Remotes and MLflow's own runs stay as they are (see `mlflow gc`).
+Kept whatever their age: what a registered model version was made from, each stage's newest output, what a pipeline or sweep that is
+running has used, and data that a registered version, this checkout or a commit of it pins. Remotes and MLflow's own runs stay as they are
+(see `mlflow gc`).
   days   0 removes all that is not kept
   dry    (optional) true: say what would go, remove nothing
 """
@@ -33,7 +35,7 @@ def collect(days: str, dry: str = "false") -> None:
 
     require(days.isdigit(), f"days must be a whole number, got {days!r}. Use days=30.")
     require(dry in ("true", "false"), f"dry must be true or false, got {dry!r}. Leave it out.")
-    before = time.time() - 86_400 * int(days)
+    before = min(time.time() - 86_400 * int(days), _oldest_start())
     versions = [v for m in tracking.store().search_registered_models() for v in tracking.versions(m.name)] if tracking.store_exists() else []
     outputs = [*unused_outputs(before, {v.tags.get(tag, "") for v in versions for tag in ("fingerprint", "evaluation")})]
     pins = [text for v in versions if (text := tracking.run_artifact(v.tags.get("retrain.run_id", ""), PIN)) is not None]
@@ -41,6 +43,17 @@ def collect(days: str, dry: str = "false") -> None:
     freed = sum(_remove(path, dry == "true") for path in [*outputs, *data])
     told = "would free" if dry == "true" else "freed"
     print(f"{told} {freed / 2**20:.1f} MB: {len(outputs)} outputs and states of stages, {len(data)} files of data that nothing pins")
+
+
+def _oldest_start() -> float:
+    """Return when the oldest pipeline or sweep began that is still running; what they take from earlier ones they mark as used."""
+    from flows import leftovers, tracking
+
+    if not tracking.store_exists():
+        return math.inf
+    store = tracking.store()
+    running = store.search_runs([e.experiment_id for e in store.search_experiments()], "attributes.status = 'RUNNING'")
+    return min((run.info.start_time / 1000 for run in running if not leftovers.gone(run.data.tags.get("process", ""))), default=math.inf)
 
 
 def unused_outputs(before: float, registered: Iterable[str]) -> Iterator[Path]:

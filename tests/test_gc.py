@@ -8,7 +8,7 @@ import pytest
 from test_versions import domain, project  # noqa: F401
 from workspace import SMOKE, Workspace
 
-from flows import caching, gc
+from flows import caching, gc, tracking
 from flows.caching import Key
 from flows.versions import pin_data
 
@@ -48,6 +48,19 @@ def test_what_was_registered_is_kept_with_all_that_it_was_made_from(tmp_path: Pa
     for path in list(gc.unused_outputs(1000, {chains[0][2].fingerprint})):
         gc._remove(path, dry=False)
     assert [[caching.lookup(key) is not None for key in chain] for chain in chains] == [[True] * 3, [False] * 3, [True] * 3]
+
+
+def test_what_a_running_pipeline_has_used_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWLOOP_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    unused, used, _ = (made("base", value, 100.0 + value) for value in range(3))
+    experiment = tracking.open_store("glyphs")
+    with tracking.run(experiment, "pipeline", {"stage": "retrain"}):
+        caching.record_key(used, tmp_path, tmp_path)
+        gc.collect("0")
+        assert caching.lookup(used) is not None and caching.lookup(unused) is None
+    gc.collect("0")
+    assert caching.lookup(used) is None
 
 
 def test_data_that_a_pin_names_stay(project: Path) -> None:  # noqa: F811
