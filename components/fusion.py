@@ -79,7 +79,7 @@ def fuse(
     """Build the candidates of the section's mode (all that can be built for `auto`), calibrated and scored on validation tasks, the chosen one first.
 
     Of several it is the plainest that is not worse than the best by more than one standard error of their difference, task by task (Breiman et al.
-    1984, Classification and Regression Trees, sec. 3.4.3): the best of many is partly the luckiest.
+    1984, Classification and Regression Trees, sec. 3.4.3): the best of many is partly the luckiest, the more so if it was fitted to these tasks.
 
     `trained` has the paths of members that were trained further as one, by the mode that does so (`joint`, `taught`). Raises InputError, with the
     reason, for a mode that its members cannot be joined by.
@@ -207,13 +207,13 @@ def _soup(asked: Request) -> Built:
 MODES: dict[str, Callable[[Request], Built]] = {  # the plainest first
     "soup": _soup,  # one network
     "average": _average,
+    "taught": _taught,  # a plain mean too: nothing of it is fitted to validation tasks
     "weights": _weights,
     "greedy": _greedy,
     "conditioned": _conditioned,
     "concat": _concat,
     "whitened": _whitened,
     "joint": _joint,
-    "taught": _taught,
 }
 
 

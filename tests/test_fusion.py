@@ -148,6 +148,7 @@ def test_the_plainest_that_is_not_worse_by_a_standard_error_is_chosen() -> None:
     assert order(average=even, weights=even + swing + 0.01) == ["average", "weights"]  # 0.01 better, by a difference of error 0.04
     assert order(average=even, weights=even + 0.01) == ["weights", "average"]  # on every task
     assert order(average=even * torch.nan, weights=even, greedy=even) == ["weights", "greedy", "average"]
+    assert [*MODES][:3] == ["soup", "average", "taught"], "what nothing fits to validation tasks comes before what is fitted to them"
 
 
 def test_greedy_selection_prefers_who_is_right_where_others_are_wrong() -> None:
