@@ -35,8 +35,9 @@ def collect(days: str, dry: str = "false") -> None:
 
     require(days.isdigit(), f"days must be a whole number, got {days!r}. Use days=30.")
     require(dry in ("true", "false"), f"dry must be true or false, got {dry!r}. Leave it out.")
-    before = min(time.time() - 86_400 * int(days), _oldest_start())
-    versions = [v for m in tracking.store().search_registered_models() for v in tracking.versions(m.name)] if tracking.store_exists() else []
+    store = tracking.store() if tracking.store_exists() else None
+    before = min(time.time() - 86_400 * int(days), _oldest_start(store) if store else math.inf)
+    versions = [v for m in store.search_registered_models() for v in tracking.versions(m.name)] if store else []
     outputs = [*unused_outputs(before, {v.tags.get(tag, "") for v in versions for tag in ("fingerprint", "evaluation")})]
     pins = [text for v in versions if (text := tracking.run_artifact(v.tags.get("retrain.run_id", ""), PIN)) is not None]
     data = [*unused_data(before, [*pins, *_own_pins()])]
@@ -45,13 +46,10 @@ def collect(days: str, dry: str = "false") -> None:
     print(f"{told} {freed / 2**20:.1f} MB: {len(outputs)} outputs and states of stages, {len(data)} files of data that nothing pins")
 
 
-def _oldest_start() -> float:
+def _oldest_start(store: Any) -> float:
     """Return when the oldest pipeline or sweep began that is still running; what they take from earlier ones they mark as used."""
-    from flows import leftovers, tracking
+    from flows import leftovers
 
-    if not tracking.store_exists():
-        return math.inf
-    store = tracking.store()
     running = store.search_runs([e.experiment_id for e in store.search_experiments()], "attributes.status = 'RUNNING'")
     return min((run.info.start_time / 1000 for run in running if not leftovers.gone(run.data.tags.get("process", ""))), default=math.inf)
 
