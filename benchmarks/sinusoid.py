@@ -66,7 +66,7 @@ def errors(name: str, folder: Path, pool: Pool, steps: tuple[int, ...] = (1, 10)
         if isinstance(learner, Maml):
             learner.options.test_steps = count
         scores = score(learner, Validation(pool, folder / "tasksets", "test-1w10s"))
-        found[count] = interval(scores.scores["mse"], scores.group, 2000, 0)
+        found[count] = interval(scores.scores["mse"], scores.group)
     return found
 
 

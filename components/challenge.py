@@ -1,7 +1,7 @@
 """The one-shot challenge (Lake, Salakhutdinov and Tenenbaum 2015, Science 350): runs of pictures, one known of each class, and their errors.
 
 A run is `<run>/training/*.png`, `<run>/test/*.png` and `<run>/class_labels.txt` with lines `<test picture> <training picture of its class>`,
-paths from the folder that holds the runs.
+paths from the folder that holds the runs. A look-alike tells each run's alphabet besides, in `<run>/alphabet.txt`.
 """
 
 from collections.abc import Mapping
@@ -22,17 +22,21 @@ from components.inputs import InputError, require
 from components.learners.learner import Learner
 from components.tasks import Examples
 
-LABELS = "class_labels.txt"
+LABELS, ALPHABET = "class_labels.txt", "alphabet.txt"
 WAY = 20
 
 
 @dataclass(frozen=True)
 class Runs:
-    """R runs as R tasks: `known` [R, C, 1, H, W], one picture a class, `asked` [R, Q, 1, H, W], `truth` [R, Q]."""
+    """R runs as R tasks: `known` [R, C, 1, H, W], one picture a class, `asked` [R, Q, 1, H, W], `truth` [R, Q].
+
+    `group` [R]: the number of each run's alphabet, -1 where the runs do not tell.
+    """
 
     known: Tensor
     asked: Tensor
     truth: Tensor
+    group: np.ndarray
 
 
 def read_runs(folder: str | Path, size: int) -> Runs:
@@ -47,7 +51,9 @@ def read_runs(folder: str | Path, size: int) -> Runs:
     shapes = {(len(known), len(asked)) for known, asked, _ in parts}
     require(len(shapes) == 1, f"Runs must have the same numbers of classes and test pictures, got {sorted(shapes)} in {root}. Score them in groups.")
     known, asked = (images.prepare(torch.from_numpy(np.stack([part[i] for part in parts]))) for i in (0, 1))
-    return Runs(known, asked, torch.tensor([truth for _, _, truth in parts]))
+    alphabets = [(run / ALPHABET).read_text().strip() if (run / ALPHABET).is_file() else "" for run in found]
+    group = np.unique(alphabets, return_inverse=True)[1] if all(alphabets) else np.full(len(found), -1)
+    return Runs(known, asked, torch.tensor([truth for _, _, truth in parts]), group)
 
 
 def open_runs(asked: str, pool: Pool, count: int, work: Path) -> Runs:
@@ -59,7 +65,19 @@ def open_runs(asked: str, pool: Pool, count: int, work: Path) -> Runs:
     return read_runs(folder, pool.input_shape[-1])
 
 
+def check_runs(folder: str | Path) -> None:
+    """Raise InputError where a run's labels are not as they must be; no picture is read."""
+    for labels in sorted(Path(folder).glob(f"*/{LABELS}")):
+        _named(Path(folder), labels.parent)
+
+
 def _read_run(root: Path, run: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    known, asked, truth = _named(root, run)
+    return np.stack([read_picture(p, size) for p in known]), np.stack([read_picture(p, size) for p in asked]), truth
+
+
+def _named(root: Path, run: Path) -> tuple[list[Path], list[Path], list[int]]:
+    """Return a run's known pictures, its test pictures, and the place of each one's class among the known."""
     lines = [line.split() for line in (run / LABELS).read_text().splitlines() if line.strip()]
     known = sorted(p for p in (run / "training").glob("*.png"))
     places = {path.resolve(): i for i, path in enumerate(known)}
@@ -74,7 +92,7 @@ def _read_run(root: Path, run: Path, size: int) -> tuple[np.ndarray, np.ndarray,
         asked.append(test)
         truth.append(places[training])
     require(len(asked) > 0, f"{run / LABELS} must name at least one test picture, got an empty file. Unpack the runs again.")
-    return np.stack([read_picture(p, size) for p in known]), np.stack([read_picture(p, size) for p in asked]), truth
+    return known, asked, truth
 
 
 def independent(outputs: Tensor) -> Tensor:
@@ -96,8 +114,8 @@ def joint(outputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def examine(learners: Mapping[str, Learner], runs: Runs, resamples: int, seed: int) -> dict[str, float]:
-    """Return `challenge/<role>/error` and `error_joint`, means over runs in percent, each with its 95 % interval over runs.
+def examine(learners: Mapping[str, Learner], runs: Runs) -> dict[str, float]:
+    """Return `challenge/<role>/error` and `error_joint`, means over runs in percent, each with its 95 % interval over alphabets, or over runs.
 
     Every learner sees one run's known pictures and one test picture at a time: none of them changes another's answer.
     """
@@ -114,9 +132,17 @@ def examine(learners: Mapping[str, Learner], runs: Runs, resamples: int, seed: i
             if name == "error_joint" and runs.asked.shape[1] > way:
                 continue
             errors = 100 * (decide(outputs) != runs.truth).double().mean(1).numpy()
-            mean, half = interval(errors, np.full(len(errors), -1), resamples, seed)
+            mean, half = interval(errors, runs.group)
             metrics |= {f"challenge/{role}/{name}": mean, f"challenge/{role}/{name}_ci95": half}
     return metrics
+
+
+def large_groups(pool: Pool, split: str) -> list[str]:
+    """Return the alphabets of a split that have characters enough for a run. Raises InputError where none has."""
+    own = pool.split(split)
+    large = [g for g in sorted({pool.groups[c] for c in own}) if sum(pool.groups[c] == g for c in own) >= WAY]
+    require(len(large) > 0, f"A look-alike of the challenge needs an alphabet of {WAY} characters in split {split}, got none. Use evaluation.challenge=null.")
+    return large
 
 
 def write_lookalike(pool: Pool, split: str, runs: int, seed: int, out: Path) -> None:
@@ -128,10 +154,7 @@ def write_lookalike(pool: Pool, split: str, runs: int, seed: int, out: Path) -> 
     stored = pool.path / "originals.npy"
     require(stored.exists(), f"A look-alike of the challenge needs original drawings, which domain {pool.domain} does not keep. Use domain=omniglot.")
     originals = np.load(stored, mmap_mode="r")
-    own = pool.split(split)
-    groups = sorted({pool.groups[c] for c in own})
-    large = [g for g in groups if sum(pool.groups[c] == g for c in own) >= WAY]
-    require(len(large) > 0, f"A look-alike of the challenge needs an alphabet of {WAY} characters in split {split}, got none. Use another split.")
+    own, large = pool.split(split), large_groups(pool, split)
     if out.exists():
         raise InputError(f"{out} must not exist yet. Remove it, or name another folder.")
     random = np.random.Generator(np.random.Philox(seed_of("look-alike", seed)))

@@ -24,7 +24,7 @@ class DataSection:
 
 @dataclass
 class SplitsSection:
-    """Groups of each split by name. Classes of all other groups train, but for the shares that go to each split by the hash of their name.
+    """Groups of each split by name. Classes of all other groups train, but for the shares that go to splits without groups, by the hash of their name.
 
     `train`: of the groups that train, the first so many by the hash of their names (None: all); the others are in no split.
     """
@@ -109,7 +109,6 @@ class EvaluationSection:
     scratch_steps: int
     scratch_lr: float
     scratch_tasks: int
-    bootstrap: int
     challenge: str | None
     challenge_runs: int
     ablation: bool
@@ -118,7 +117,7 @@ class EvaluationSection:
         require(len(self.settings) > 0, "evaluation.settings needs at least one setting such as 5w1s, got none. Use evaluation.settings=[5w1s].")
         for setting in self.settings:
             way_shot(setting)
-        for name in ("tasks", "gate_tasks", "query", "scratch_tasks", "bootstrap", "scratch_lr", "challenge_runs"):
+        for name in ("tasks", "gate_tasks", "query", "scratch_tasks", "scratch_lr", "challenge_runs"):
             positive(**{f"evaluation.{name}": getattr(self, name)})
         require(self.tasks >= 2, f"evaluation.tasks must be at least 2 for an interval, got {self.tasks}.")
         require(self.scratch_steps >= 0, f"evaluation.scratch_steps must be at least 0, got {self.scratch_steps}.")

@@ -32,6 +32,16 @@ def value_loss(student: Tensor, teacher: Tensor, truth: Tensor | None) -> Tensor
     return (student - torch.where(trusted, teacher, own)).square().mean()
 
 
+def rank_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the cross-entropy of which of two items is the better one, over all pairs of a task, to what the teacher thinks of them.
+
+    Scores [T, Q, 1], whose differences are log-odds (Burges et al. 2005, ICML, eq. 3): neither scale nor offset of a score says how good it is.
+    """
+    first, second = torch.triu_indices(student.shape[1], student.shape[1], 1, device=student.device)
+    own, theirs = (scores[:, first, 0] - scores[:, second, 0] for scores in (student, teacher))
+    return F.binary_cross_entropy_with_logits(own, theirs.sigmoid())
+
+
 def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Return the Huber loss between the distances within a task, each network's divided by their mean.
 
@@ -95,6 +105,8 @@ class Distillation(nn.Module):
         if student.objective.name == "cross_entropy":
             soft = soft_loss(outputs, target, recipe.temperature)
             metrics["agreement"] = (outputs.argmax(-1) == target.argmax(-1)).float().mean()
+        elif student.objective.name == "ranking":
+            soft = rank_loss(outputs, target)
         else:
             soft = value_loss(outputs[:, :labelled], target[:, :labelled], lesson.query.y)
             if lesson.unlabelled.shape[1]:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from components.contracts import Within
 from components.domains.pool import open_pool
+from components.domains.seen import seen_by
 from components.evaluation import interval, score, task_classes
 from components.inputs import require, way_shot
 from components.learners import store
@@ -16,15 +17,18 @@ from components.tasksets import TaskSpec, write_tasksets
 from components.validation import Validation
 
 
-def compare(learner: str, role: str, past: str, pool: str, query: int, within: Within, seed: int, resamples: int) -> dict[str, float]:
+def compare(learner: str, role: str, past: str, pool: str, query: int, within: Within, seed: int) -> dict[str, float]:
     """Return the paired difference now - then of the learner's score on the gate split, with its 95 % interval.
 
     `past` is the file `scores-gate.parquet` of the evaluation that promoted it, where it is called `role`. Tasks are drawn from the pool as
     they were then (task i is a function of seed and i) and paired where they ask for the same classes; items may be others. Settings are
     pooled. Raises InputError where the pool gives no such tasks, or where the file is of a version that did not keep the classes.
     """
-    model, _, _ = store.load(learner)
-    opened, then = open_pool(pool), pq.read_table(past)
+    model, spec, about = store.load(learner)
+    opened, then = seen_by(open_pool(pool), learner, about), pq.read_table(past)
+    reason = store.misfit(spec, spec["objective"], opened)
+    require(not reason, f"{reason}. Retrain: what the data are made of has changed since.")
+    assert opened is not None
     require("classes" in then.column_names, "the champion's scores must tell the classes of tasks, got a file without. Retrain, or evaluate it anew.")
     then = then.filter(pc.equal(then["role"], role))
     settings = then["setting"].unique().to_pylist()
@@ -50,5 +54,5 @@ def compare(learner: str, role: str, past: str, pool: str, query: int, within: W
     told = {"tasks": float(sum(map(len, now))), "paired": float(len(gap)), f"now/{name}": float(np.concatenate(now).mean())}
     told[f"promoted/{name}"] = float(np.concatenate(before).mean())
     if len(gap):
-        told[f"difference/{name}"], told[f"difference/{name}_ci95"] = interval(gap, np.concatenate(groups), resamples, seed)
+        told[f"difference/{name}"], told[f"difference/{name}_ci95"] = interval(gap, np.concatenate(groups))
     return told

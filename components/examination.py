@@ -12,6 +12,7 @@ from torch import Tensor
 from components import challenge
 from components.contracts import EvaluationSection
 from components.domains.pool import Pool, open_pool
+from components.domains.seen import seen_by
 from components.draws import seed_of
 from components.evaluation import evaluate
 from components.inputs import way_shot
@@ -80,12 +81,21 @@ def examine(
     """Measure all models and references on the test tasks and in each cell, and the contenders for promotion on the gate tasks.
 
     `student_best` is the student that validation tasks call the best; test tasks choose nothing. What contends for promotion is the
-    fused learner, or the teacher of a pipeline without students. `watch` hears which share of the measurements is done, and what comes next.
+    fused learner, or the teacher of a pipeline without students. A champion reads what its own data made of the items, and is left out where
+    that cannot be told, or where it takes other inputs. `watch` hears which share of the measurements is done, and what comes next.
     """
     contender = "fused" if "fused" in models else "teacher"
     torch.set_num_threads(threads)
     opened = open_pool(pool)
-    loaded: dict[str, Learner] = {name: store.load(path)[0] for name, path in models.items()}
+    loaded: dict[str, Learner] = {}
+    seen: dict[str, Pool] = {}
+    for name, path in models.items():
+        learner, spec, about = store.load(path)
+        own = seen_by(opened, path, about) if name == "champion" else opened
+        if own is None or store.misfit(spec, loaded["base"].objective.name if loaded else spec["objective"], own):
+            continue  # a champion of other data: promotion says so
+        loaded[name] = learner
+        seen |= {name: own} if own is not opened else {}
     nearest = "pixels" if opened.inputs.ndim > 2 else "nearest"
     played = opened.environment is not None
     learners: dict[str, Learner]
@@ -138,12 +148,13 @@ def examine(
         watch(next(begun) / every, what)
 
     metrics: dict[str, float] = {}
-    for split, own in {"test": learners, **dict.fromkeys(opened.cells, asked)}.items():
-        metrics |= evaluate(own, limits, pairs, section.settings, split, opened, tasksets, section.bootstrap, seed, out, section.scores, told)
-    metrics |= evaluate(contenders, {}, pairs, section.settings, "gate", opened, tasksets, section.bootstrap, seed, out, told=told)
+    for split, asking in {"test": learners, **dict.fromkeys(opened.cells, asked)}.items():
+        own_view = {name: other for name, other in seen.items() if name in asking}
+        metrics |= evaluate(asking, limits, pairs, section.settings, split, opened, tasksets, out, section.scores, told, own_view)
+    metrics |= evaluate(contenders, {}, pairs, section.settings, "gate", opened, tasksets, out, told=told, seen=seen)
     if section.challenge is not None:
         runs = challenge.open_runs(section.challenge, opened, section.challenge_runs, out)
-        metrics |= challenge.examine({name: learners[name] for name in (nearest, *loaded)}, runs, section.bootstrap, seed)
+        metrics |= challenge.examine({name: learners[name] for name in (nearest, *loaded)}, runs)
     for name, learner in learners.items():
         metrics[f"{name}/parameters"] = learner_size(learner)
     return metrics

@@ -84,17 +84,16 @@ def fuse(
     `trained` has the paths of members that were trained further as one, by the mode that does so (`joint`, `taught`). Raises InputError, with the
     reason, for a mode that its members cannot be joined by.
     """
-    validation, candidates = Validation(pool, tasksets), []
+    validation, candidates, refused = Validation(pool, tasksets), [], None
     asked = Request(Members.load(paths), weights, section.adapt == "joint", pool, validation, trained)
     for name in MODES:
         if section.mode not in ("auto", name):
             continue
         try:
             learner, spec = MODES[name](asked)
-        except InputError:
-            if section.mode == "auto":
-                continue  # asked for by name, this is an error that says why
-            raise
+        except InputError as error:
+            refused = error  # for `auto` a way that is not open
+            continue
         if section.views > 1:
             learner, spec = Views(learner, section.views, augment).eval(), store.views_spec(spec, section.views, augment)
         calibrate(learner, validation)
@@ -102,6 +101,9 @@ def fuse(
         scores = {name: values.mean().item() for name, values in (*own.items(), *((f"more_{k}", v) for k, v in more.items()))}
         score = learner.objective.score_name
         candidates.append(Candidate(name, learner, spec, scores, own[score] + more[score]))
+    if not candidates:
+        assert refused is not None
+        raise refused
     return ranked(candidates)
 
 
@@ -178,7 +180,10 @@ def _whitened(asked: Request) -> Built:
 
 
 def _joint(asked: Request) -> Built:
-    return _mixed(_trained(asked, "joint"), "mixture", asked.weights, asked.joint)
+    members = _trained(asked, "joint")
+    for member in members.learners:  # each by its own loss, so that neither calibration nor weights are what they were
+        calibrate(member, asked.validation)
+    return _mixed(members, "mixture", learn_weights(members, asked.validation), asked.joint)
 
 
 def _taught(asked: Request) -> Built:

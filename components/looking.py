@@ -134,7 +134,7 @@ def episodes(path: str, pool: Pool, tasksets: str | Path, table: str, index: int
 
 
 @torch.no_grad()
-def by_inner_steps(path: str, pool: Pool, tasksets: str | Path, table: str, tasks: int, resamples: int, seed: int) -> list[tuple[int, float, float]]:
+def by_inner_steps(path: str, pool: Pool, tasksets: str | Path, table: str, tasks: int) -> list[tuple[int, float, float]]:
     """Return (steps, score, half interval) after 0 to all of the inner steps that a learner takes, ten of them at most; none where it takes none."""
     learner = store.load(path)[0].eval()
     if not isinstance(learner, Maml) or not learner.options.test_steps:
@@ -143,5 +143,5 @@ def by_inner_steps(path: str, pool: Pool, tasksets: str | Path, table: str, task
     for steps in sorted({round(step) for step in np.linspace(0, most, min(most, 10) + 1).tolist()}):
         learner.options = replace(learner.options, test_steps=steps)
         own = score(learner, asked, tasks)
-        found.append((steps, *interval(next(iter(own.scores.values())), own.group, resamples, seed)))
+        found.append((steps, *interval(next(iter(own.scores.values())), own.group)))
     return found

@@ -100,11 +100,14 @@ OBJECTIVES = {
 def _ndcg(depth: int) -> Measure:
     """Return the normalised discounted cumulative gain at `depth` (Jarvelin and Kekalainen 2002, ACM TOIS 20(4)), gain 2^y - 1 of values y >= 0.
 
+    Gains are told in units of 2^max(y) of the task, which cancel: values may be as large as they like.
+
     Equal outputs share their places' mean gain, so that a constant is worth what a random order is. A task without any gain scores 1.
     """
 
     def measure(outputs: Tensor, targets: Tensor) -> Tensor:
-        output, gain = outputs.squeeze(-1), torch.exp2(targets) - 1
+        most = targets.amax(1, keepdim=True)
+        output, gain = outputs.squeeze(-1), torch.exp2(targets - most) - torch.exp2(-most)
         discount = 1 / torch.log2(torch.arange(2, 2 + targets.shape[1]).to(gain))
         discount[depth:] = 0
         equal = (output.unsqueeze(2) == output.unsqueeze(1)).to(gain)  # [T, Q, Q]

@@ -96,11 +96,11 @@ def adapt(learner: Any, support_x: np.ndarray, support_y: np.ndarray, losses: li
     if classes and (len(labels) < 2 or not np.array_equal(labels, np.arange(len(labels)))):
         raise ValueError(f"support_y needs labels 0..way-1, at least two and none left out, got {labels.tolist()[:10]}. Number the classes from 0.")
     y = torch.from_numpy(np.array(support_y, dtype=np.int64 if classes else np.float32))[None]
-    support = Examples(_inputs(support_x), y, len(labels))
-    if losses is not None and hasattr(learner, "support_losses"):
-        losses += learner.support_losses(support)
     with torch.no_grad():
-        return learner.adapt(support)
+        support = Examples(learner.encode_tasks(_inputs(support_x)), y, len(labels))
+        if losses is not None:
+            losses += learner.support_losses(support)
+        return learner.adapt_features(support)
 
 
 def answer(learner: Any, adapted: Any, query_x: np.ndarray) -> np.ndarray:

@@ -10,13 +10,13 @@ NONE = "none"  # of classes that no split takes
 
 
 def split_of(splits: SplitsSection, group: str, name: str) -> str:
-    """Return the split of a class, all groups that may train training."""
+    """Return the split of a class, all groups that may train training. A split that names its groups takes no share of the others."""
     for split in ("val", "gate", "test"):
         if group in getattr(splits, split):
             return split
     place = _place(f"split {name}")
     for split, share in sorted(splits.shares.items()):
-        place -= share
+        place -= 0 if getattr(splits, split) else share
         if place < 0:
             return split
     return "train"

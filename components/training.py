@@ -230,7 +230,8 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
             raise InputError(
                 f"learner.start needs the same backbone, got {start_spec.get('backbone')} for {spec['backbone']}. Use that backbone, or learner.start=scratch."
             )
-        begun = {name: w for name, w in once(start).state_dict().items() if name.startswith(learner.of_base)}
+        whole = job.objective == "distill"  # a student that goes on; a teacher takes over what its base has learned
+        begun = {name: w for name, w in once(start).state_dict().items() if name != "temperature" and (whole or name.startswith(learner.of_base))}
         learner.load_state_dict(learner.state_dict() | begun)
         learner.started()
     if isinstance(learner, Maml):

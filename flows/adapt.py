@@ -29,12 +29,13 @@ def read_support(support: Path, shape: list[int], columns: dict[str, Any] | None
         return pictures.read_support(support, shape[-1], shape[0] == 3)
     import numpy as np
 
-    from components.domains.columns import Columns, read_table
+    from components.domains.columns import Columns, names_in, read_table
     from components.inputs import require
 
-    own, table = Columns(**columns), read_table(support)
+    own = Columns(**columns)
+    table = read_table(support, [own.label])
     require(own.label in table.column_names, f"support must have the labels in column {own.label}, but {support} lacks it. Add it.")
-    classes, y = np.unique([str(value) for value in table.column(own.label).to_pylist()], return_inverse=True)
+    classes, y = np.unique(names_in(table, own.label, support), return_inverse=True)
     require(len(classes) >= 2, f"support needs examples of two classes at least, got {len(classes)} in {support}. Add rows of another class.")
     return own.take(table, support), y, classes.tolist()
 

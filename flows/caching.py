@@ -87,7 +87,8 @@ def lookup(key: Key) -> StageRef | None:
     try:
         manifest = json.loads((key.folder / MANIFEST).read_text())
         if all(file_digest(key.folder / name) == digest for name, digest in manifest["files"].items()):
-            return dataclasses.replace(from_plain(StageRef, manifest["ref"]), path=str(key.folder), cached=True)
+            ref = from_plain(StageRef, manifest["ref"])
+            return dataclasses.replace(ref, name=key.name, path=str(key.folder), cached=True)  # another pipeline may have called it otherwise
     except (OSError, ValueError, KeyError):
         pass
     return None

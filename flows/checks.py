@@ -1,12 +1,17 @@
 """Combinations of sections that cannot work, each told in one line before anything is built."""
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.contracts import Config, TrainerSection
 from components.domains.options import OPTIONS, OwnFiles
 from components.inputs import require
 from components.learners.options import FAMILIES, family
 from components.learning import LearnerSection
+
+if TYPE_CHECKING:
+    from flows.plan import Outside
 
 
 def check(config: Config) -> None:
@@ -26,7 +31,11 @@ def check(config: Config) -> None:
     _check_fusion(config)
     _check_challenge(config)
     _check_nodes(config.trainer)
-    for name, size in (("base.batch", max(1, config.base.batch // 32)), ("learner.tasks_per_step", config.learner.tasks_per_step)):
+    sizes = {"base.batch": max(1, config.base.batch // 32), "learner.tasks_per_step": config.learner.tasks_per_step}
+    if config.student.count:
+        sizes["student.learner.tasks_per_step"] = config.student.learner.tasks_per_step
+        sizes |= {"fusion.tasks_per_step": config.fusion.tasks_per_step} if config.fusion.fits() else {}
+    for name, size in sizes.items():
         parts = config.trainer.accumulate * config.trainer.devices * config.trainer.nodes
         told = f"{name} must split into trainer.accumulate x trainer.devices x trainer.nodes = {parts} equal parts"
         require(size % parts == 0, f"{told}, got {size}. Change one of them.")
@@ -90,12 +99,45 @@ def _check_backbone(config: Config) -> None:
 
 
 def check_pool(config: Config, pool: str) -> None:
-    """Raise InputError where the backbone's weights were trained on other inputs than the pool in folder `pool` has."""
+    """Raise InputError for what the pool in folder `pool` cannot give: inputs of the backbone's weights, shots of a lesson, runs of a look-alike."""
+    own, challenge = config.student, config.evaluation.challenge
+    shots = max(r.teacher_shots for r in (own.recipe, *own.recipes().values())) if own.count else 0
+    if config.backbone.start is None and not shots and challenge != "lookalike":
+        return  # nothing that needs to be opened
+    from components.domains.pool import open_pool
+
+    opened = open_pool(pool)
     if config.backbone.start is not None:
         from components import backbones
-        from components.domains.pool import open_pool
 
-        backbones.load(config.backbone.start, config.backbone, open_pool(pool).input_shape)
+        backbones.load(config.backbone.start, config.backbone, opened.input_shape)
+    if shots:
+        from components.batches import check_shots
+
+        check_shots(opened, config.tasks.shot, config.tasks.query, shots)
+    if challenge == "lookalike":
+        from components.challenge import large_groups
+
+        large_groups(opened, "test")
+
+
+def check_outside(config: Config, pool: str, outside: "Outside") -> None:
+    """Raise InputError where a model from outside, to start from or to be taught by, takes other inputs than the pool in folder `pool` has."""
+    starts = {f"learner.start={config.learner.start}": outside.start[0]} if outside.start else {}
+    teachers = {f"student.teacher={name}": folder for name, (folder, _) in outside.teachers.items()}
+    if not starts and not teachers:
+        return
+    from components.domains.pool import open_pool
+    from components.domains.seen import seen_by
+    from components.learners import store
+
+    opened = open_pool(pool)
+    for where, folder in (starts | teachers).items():
+        told = json.loads((Path(folder) / "learner.json").read_text())
+        reason = store.misfit(told["spec"], told["spec"]["objective"] if where in starts else config.domain.objective, opened)
+        require(not reason, f"{where} must name a model of such inputs. {reason}. Choose another.")
+        same = where in starts or seen_by(opened, folder, told["about"]) is opened  # weights can begin anywhere, a teacher must read what it is shown
+        require(same, f"{where} must name a model of this version of domain {opened.domain}, got one that learned from other columns or factors. Retrain it.")
 
 
 def _check_recipes(config: Config) -> None:
@@ -117,6 +159,12 @@ def _check_fusion(config: Config) -> None:
     own, mode = config.fusion, config.fusion.mode
     names = {"students": config.student.learner.name, "teacher": config.learner.name, "base": "base"}
     classes = config.domain.objective == "cross_entropy"
+    if own.adapt == "joint":
+        inner = {family(names[kind]).inner for kind in own.members}
+        told = "fusion.adapt=joint takes steps on all members as one"
+        require(len(inner) == 1, f"{told}, got members that take steps and others that do not. Use fusion.adapt=members.")
+        fits = mode != "conditioned" and config.domain.objective != "return"
+        require(fits, f"{told}, which mode {mode} in domain {config.domain.name} does not have. Use fusion.adapt=members.")
     odd = [names[kind] for kind in own.members if not family(names[kind]).centroids or not classes]
     require(
         mode not in ("concat", "whitened") or not odd,
@@ -148,6 +196,9 @@ def _check_challenge(config: Config) -> None:
         return
     found = Path(asked).is_dir() and any(Path(asked).glob("*/class_labels.txt"))
     require(found, f"evaluation.challenge must be a folder of <run>/class_labels.txt, or lookalike, got {asked!r}. Unpack the runs there.")
+    from components.challenge import check_runs
+
+    check_runs(asked)
 
 
 def _check_learner(where: str, section: LearnerSection, config: Config) -> None:

@@ -88,7 +88,7 @@ def _look(config: Config, champion: Any) -> Look:
     past = tracking.store().download_artifacts(parent.data.tags["stage.evaluation.run_id"], "scores-gate.parquet")
     role = "fused" if "stage.fused.run_id" in parent.data.tags else "teacher"
     with versions.newest(config.domain, config.mirror) as pool:
-        asked: Any = (int(then["evaluation.query"]), then["evaluation.within"], int(then["seed"]), int(then["evaluation.bootstrap"]))
+        asked: Any = (int(then["evaluation.query"]), then["evaluation.within"], int(then["seed"]))
         metrics = component.compare(str(folder), role, str(Path(past)), str(pool), *asked)
     return Look(champion, versions.source_digest(config.domain), metrics)
 

@@ -34,40 +34,40 @@ def evaluate(*overrides: str, model: str) -> None:
     experiment = tracking.open_store(config.registry.model)
     with pinned(config.domain, config.data.pin, config.data.write_pin, config.mirror) as data:
         pool = open_pool(data.path)
-        compared, met = _compared(folder, config, pool)
+        compared, met, seen = _compared(folder, config, pool)
         with tracking.run(experiment, "evaluate", {"stage": "evaluate", "model": model, "data.md5": data.data_md5}) as run_id:
             tracking.log_params(run_id, {"model": model, "overrides": " ".join(overrides), "classes_trained_on": met})
             tracking.log_input(run_id, data.domain, data.md5, data.path, "evaluate")
-            metrics = _scores(compared, config, pool, run_id)
+            metrics = _scores(compared, config, pool, seen, run_id)
             tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
     _tell(metrics, [*compared], config)
     if met:
         print(f"{met} of the test classes were training classes of this model: these scores are not those of new classes")
 
 
-def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], int]:
-    """Return the model and what it is compared with, and how many of the test classes it was trained on. Raises InputError where it fits no task."""
+def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], int, dict[str, "Pool"]]:
+    """Return the model and what it is compared with, how many of the test classes it was trained on, and the pool as it sees it, where that differs.
+
+    Raises InputError where it fits no task.
+    """
+    from components.domains.seen import seen_by
     from components.inputs import require
     from components.learners import store
     from components.learners.reference import Nearest, WithoutSupport
 
     learner, spec, about = store.load(folder)
-    shape = list(pool.input_shape)
-    require(
-        spec["objective"] == config.domain.objective,
-        f"The model predicts by {spec['objective']}, but domain {config.domain.name} asks for {config.domain.objective}. Choose another.",
-    )
-    require(
-        spec["input_shape"] == shape, f"The model takes inputs {spec['input_shape']}, but domain {config.domain.name} has {shape}. Choose a model of that size."
-    )
+    seen = seen_by(pool, folder, about)
+    reason = store.misfit(spec, config.domain.objective, seen)
+    require(not reason, f"{reason}. Choose another model, or another domain.")
+    assert seen is not None
     beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learner))
     other.objective = learner.objective
     names = pool.classes["name"].to_pylist()
     met = {names[c] for c in pool.split("test")} & set(about["trained_on"]) if about["domain"] == pool.domain else set()
-    return {"model": learner, beside: other}, len(met)
+    return {"model": learner, beside: other}, len(met), {} if seen is pool else {"model": seen}
 
 
-def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", run_id: str) -> dict[str, float]:
+def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: dict[str, "Pool"], run_id: str) -> dict[str, float]:
     """Draw the test tasks, score everyone on them, and keep the scores task by task with the run."""
     from components import challenge
     from components.evaluation import evaluate as score
@@ -78,11 +78,11 @@ def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", run_id
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
         tables = [s for s in specs(config.tasks, e) if s.split == "test"]
         write_tasksets(tables, pool, config.seed, Path(work))
-        metrics = score(compared, {}, {}, e.settings, "test", pool, work, e.bootstrap, config.seed, Path(work), e.scores)
+        metrics = score(compared, {}, {}, e.settings, "test", pool, work, Path(work), e.scores, seen=seen)
         tracking.log_file(run_id, Path(work) / "scores-test.parquet")
         if e.challenge is not None:
             runs = challenge.open_runs(e.challenge, pool, e.challenge_runs, Path(work))
-            metrics |= challenge.examine(compared, runs, e.bootstrap, config.seed)
+            metrics |= challenge.examine(compared, runs)
     return metrics
 
 

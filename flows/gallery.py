@@ -112,7 +112,7 @@ def _adapted(line: Pipeline, models: dict[str, StageRef], ours: StageRef, evalua
             where = f"{len(tasks)} tasks" + (", those of the group that it finds hardest" if e.within == "group" else "")
             yield "confusions", task_figures.confusions(opened, pairs, f"{about}, {setting}, {ours.name}: what is taken for what in {where}")
     if opened.environment is None:
-        steps = {s: looking.by_inner_steps(models["teacher"].path, opened, final.path, f"test-{s}", LOOKED, e.bootstrap, config.seed) for s in e.settings}
+        steps = {s: looking.by_inner_steps(models["teacher"].path, opened, final.path, f"test-{s}", LOOKED) for s in e.settings}
         if any(steps.values()):
             title = f"{about}: the teacher on at most {LOOKED} test tasks a setting, 95 % intervals"
             yield "scores-by-inner-steps", score_figures.inner_steps(steps, title, _axis(score), SCORES[score].factor)

@@ -35,7 +35,7 @@ def _family(name: str) -> str:
 def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
     """Return the key of every stage by its name, in the order of the chain. `pool` is the digest of the domain's data.
 
-    Where a stage runs (devices, threads, runner) is in no key; seed, precision and effective batch are.
+    Where a stage runs (devices, threads, runner) is in no key; seed, precision, effective batch and its parts are.
     """
     drawing = _Drawing(config, pool, outside)
     drawing.tasksets()
@@ -54,6 +54,8 @@ class _Drawing:
         self.plan: dict[str, Key] = {}
         augment = to_plain(config.domain.augment)
         self.common = {"objective": config.domain.objective, "seed": config.seed, "precision": config.trainer.precision, "augment": augment}
+        accumulate = config.trainer.accumulate  # statistics of a batch are those of its parts
+        self.common |= {"accumulate": accumulate} if accumulate > 1 else {}
         self.turned = {"turns": config.tasks.turns} if config.tasks.turns > 1 else {}
         self.theta = f"components.learners.{BASES[config.domain.objective][0]}"
         self.backbone = narrow(config.backbone, BackboneSection)

@@ -36,7 +36,9 @@ def judge(metrics: dict[str, float], champion: bool, met: int, margin: float) ->
         return True, "there was no champion"
     if met:
         return False, f"the champion was trained on {met} of the gate and test classes: not compared; promote by hand with python -m flows.promote"
-    name = next(n for n in metrics if n.startswith("gate/") and n.count("/") == 2 and "-minus-champion/" in n and not n.endswith("_ci95"))
+    name = next((n for n in metrics if n.startswith("gate/") and n.count("/") == 2 and "-minus-champion/" in n and not n.endswith("_ci95")), None)
+    if name is None:
+        return False, "the champion takes other inputs than these data have: not compared; promote by hand with python -m flows.promote"
     label, score = name.split("/")[1].replace("-minus-", " - "), SCORES[name.rpartition("/")[2]]
     mean, half = score.sign * metrics[name], metrics[f"{name}_ci95"]
     better = "" if score.sign > 0 else " (less is better)"

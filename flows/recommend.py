@@ -14,7 +14,7 @@ def recommend(folder: Path, model: str, learner: Any, about: dict[str, Any], sup
 
     A model that learned an order tells scores, which have no unit; one that learned values tells expected ratings.
     """
-    from components.domains.columns import read_table
+    from components.domains.columns import names_in, read_table
     from components.domains.shelf import Shelf
     from components.inputs import require
 
@@ -22,9 +22,9 @@ def recommend(folder: Path, model: str, learner: Any, about: dict[str, Any], sup
     known, unknown = shelf.read(support)
     asked, item = None, shelf.scale["item"]
     if query is not None:
-        table = read_table(query)
+        table = read_table(query, [item])
         require(item in table.column_names, f"query must have the column {item}, but {query} lacks it. Add it.")
-        asked, more = shelf.numbers(list(dict.fromkeys(table.column(item).to_pylist())), query)
+        asked, more = shelf.numbers(list(dict.fromkeys(names_in(table, item, query))), query)
         unknown = sorted({*unknown, *more})
     experiment = tracking.open_store(about["domain"])
     with tracking.run(experiment, "adapt", {"stage": "adapt", "model": model}) as run_id:

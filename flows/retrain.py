@@ -16,7 +16,7 @@ from components.inputs import InputError
 from components.scores import OBJECTIVE_SCORES
 from flows import artifacts, cards, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
 from flows.caching import lookup
-from flows.checks import check_pool
+from flows.checks import check_outside, check_pool
 from flows.config import groups, load
 from flows.fanout import distilled
 from flows.plan import contender
@@ -75,6 +75,7 @@ def retrain(
     with turn(config.domain.name), own_run as run_id, pinned(*wanted, patient=deployed()) as pool:
         check_pool(config, pool.path)
         plan, outside = registry.planned(config, pool.md5)
+        check_outside(config, pool.path, outside)
         line = stages.Pipeline(config, folder, run_id, tags | {"data.md5": pool.data_md5})
         artifacts.open_parent(line, pool)
 

@@ -92,7 +92,6 @@ def make_tasksets(key: Key, pipeline: Pipeline, pool: Pinned) -> dict[str, Any]:
     """pool -> task sets: seeded tables of train and val tasks, or of gate and test tasks."""
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
-        from components.batches import check_shots
         from components.domains.pool import open_pool
         from components.tasksets import specs, write_tasksets
 
@@ -100,9 +99,6 @@ def make_tasksets(key: Key, pipeline: Pipeline, pool: Pinned) -> dict[str, Any]:
         opened = open_pool(pool.path)
         wanted = ("train", "val") if key.name == "tasksets" else ("gate", "test", *opened.cells)
         tables = [s for s in specs(config.tasks, config.evaluation, opened.cells) if s.split in wanted]
-        more = max(r.teacher_shots for r in (config.student.recipe, *config.student.recipes().values()))
-        if config.student.count and more:  # a lesson that no class can fill is told before anything is trained
-            check_shots(opened, config.tasks.shot, config.tasks.query, more)
         write_tasksets(tables, opened, config.seed, slot.partial)
         return {f"tasks/{s.table}": float(s.tasks) for s in tables}
 

@@ -131,7 +131,7 @@ def _pooled(row: Row, frames: Sequence[Any], settings: Sequence[str], score: str
     for setting in settings:
         own = [f[(f["setting"] == setting) & (f["role"] == row.role)] for f in frames]
         values, groups = (np.concatenate([f[name].to_numpy() for f in own]) for name in (column, "group"))
-        cells.append((*interval(values, groups, 2000, 0), [float(f[column].mean()) for f in own]))
+        cells.append((*interval(values, groups), [float(f[column].mean()) for f in own]))
     return cells
 
 

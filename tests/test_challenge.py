@@ -42,7 +42,7 @@ def test_runs_are_read_as_they_were_drawn_and_scored_by_their_labels(tmp_path: P
     assert runs.truth[0].tolist() == list(reversed(range(20)))
     light = 1 - torch.tensor(drawings[0]).float().view(35, 3, 35, 3).mean((1, 3)) / 255
     assert torch.allclose(runs.known[0, 0, 0], light, atol=1 / 255)
-    metrics = challenge.examine({"pixels": Nearest()}, runs, 200, 0)
+    metrics = challenge.examine({"pixels": Nearest()}, runs)
     assert metrics["challenge/runs"] == 2
     for error in ("error", "error_joint"):
         assert metrics[f"challenge/pixels/{error}"] == pytest.approx((0 + 15) / 2)  # 3 of 20 in the second run

@@ -17,7 +17,7 @@ from components.learners import store
 from components.tasksets import TaskSpec, write_tasksets
 from flows.drift import judge
 
-ASKED = (5, "all", 3, 200)  # query, within, seed, resamples
+ASKED = (5, "all", 3)  # query, within, seed
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def then(clear_pool: Pool, tmp_path: Path) -> tuple[str, str]:
     learner = store.build(spec("protonet"), 1)
     store.save(learner, spec("protonet"), tmp_path / "learner", {"domain": "small", "trained_on": []})
     write_tasksets([TaskSpec("gate-3w2s", "gate", 3, 2, 5, "all", 60)], clear_pool, 3, tmp_path / "tasks")
-    evaluate({"fused": learner}, {}, {}, ["3w2s"], "gate", clear_pool, str(tmp_path / "tasks"), 200, 3, tmp_path)
+    evaluate({"fused": learner}, {}, {}, ["3w2s"], "gate", clear_pool, str(tmp_path / "tasks"), tmp_path)
     return str(tmp_path / "learner"), str(tmp_path / "scores-gate.parquet")
 
 

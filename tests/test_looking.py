@@ -56,7 +56,7 @@ def test_confusions_are_those_of_a_count_one_task_at_a_time(
     small_pool: Pool, small_tasksets: Path, learners: dict[str, str], tmp_path: Path, name: str
 ) -> None:
     learner, table = store.load(learners[name])[0].eval(), read_table(small_tasksets, TABLE)
-    evaluate({"ours": learner}, {}, {}, ["4w2s"], "test", small_pool, str(small_tasksets), 50, 0, tmp_path)
+    evaluate({"ours": learner}, {}, {}, ["4w2s"], "test", small_pool, str(small_tasksets), tmp_path)
     tasks = hardest(tmp_path, "4w2s", "ours")
     right = np.array([(taken == truth).mean() for taken, truth in (answers(learners[name], small_pool, small_tasksets, t) for t in range(len(table)))])
     means = {group: right[table.group == group].mean() for group in np.unique(table.group)}
@@ -112,8 +112,8 @@ def test_a_tasks_items_are_mapped_before_and_after(small_pool: Pool, small_tasks
 
 
 def test_the_last_inner_step_is_the_learners_own_score(small_pool: Pool, small_tasksets: Path, learners: dict[str, str]) -> None:
-    assert by_inner_steps(learners["protonet"], small_pool, small_tasksets, TABLE, 40, 50, 0) == []
-    found = by_inner_steps(learners["maml"], small_pool, small_tasksets, TABLE, 40, 50, 0)
+    assert by_inner_steps(learners["protonet"], small_pool, small_tasksets, TABLE, 40) == []
+    found = by_inner_steps(learners["maml"], small_pool, small_tasksets, TABLE, 40)
     assert [steps for steps, *_ in found] == [0, 1, 2]
     right = np.mean([np.equal(*answers(learners["maml"], small_pool, small_tasksets, t)).mean() for t in range(40)])
     assert found[-1][1] == pytest.approx(right)

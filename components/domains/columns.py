@@ -52,15 +52,29 @@ class Columns:
         return inputs
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read a CSV file with a header, or a Parquet file. Raises InputError where it cannot be read."""
+def read_table(path: Path, names: Sequence[str | None] = ()) -> pa.Table:
+    """Read a CSV file with a header, or a Parquet file. Raises InputError where it cannot be read, or names a column twice.
+
+    Columns in `names` hold names of things: in a CSV they are texts whatever they look like, so that `0012` is not `12`.
+    """
+    texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(filter(None, names), pa.string()))
     try:
-        table = pq.read_table(path) if path.suffix.lower() in (".parquet", ".pq") else pyarrow.csv.read_csv(path)
+        table = pq.read_table(path) if path.suffix.lower() in (".parquet", ".pq") else pyarrow.csv.read_csv(path, convert_options=texts)
         table.validate(full=True)  # texts that are no UTF-8, say
-        list(table.column_names)  # nor names
-        return table
+        found = list(table.column_names)  # nor names
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be a CSV file with a header or a Parquet file, got: {one_line(error)}. Check the file.") from error
+    twice = sorted({name for name in found if found.count(name) > 1})
+    require(not twice, f"{path} must name every column once, got {describe(twice)} more than once. Rename them.")
+    return table
+
+
+def names_in(table: pa.Table, column: str, where: Path) -> list[str]:
+    """Return a column of names as texts, without blanks around them. Raises InputError where a row has none."""
+    found = ["" if value is None else str(value).strip() for value in table.column(column).to_pylist()]
+    gaps = found.count("")
+    require(gaps == 0, f"{where} must hold a name in every row of column {column}, got {gaps} rows without one. Fill or remove them.")
+    return found
 
 
 def is_numeric(kind: pa.DataType) -> bool:
@@ -72,6 +86,6 @@ def numbers(table: pa.Table, names: Sequence[str], where: Path) -> np.ndarray:
     kinds = {name: table.schema.field(name).type for name in names}
     odd = [f"{name} ({kind})" for name, kind in kinds.items() if not (is_numeric(kind) or pa.types.is_null(kind))]
     require(not odd, f"{where} must hold numbers in its feature columns, got {describe(odd)}. Leave them out, or turn them into numbers.")
-    columns = [table.column(name).cast(pa.float64()).to_numpy() for name in names]
+    columns = [table.column(name).cast(pa.float64(), safe=False).to_numpy() for name in names]
     rows = np.stack(columns, 1) if columns else np.zeros((len(table), 0))
     return np.where(np.abs(rows) <= np.finfo(np.float32).max, rows, np.nan)

@@ -40,6 +40,8 @@ def build(options: ImageFolderOptions, mirror: str | None = None) -> Source:
     classes, inputs, notes, problems = [], [], [], []
     for name, group, folder in class_folders(root):
         read = []
+        for file in _others(folder):
+            problems.append(f"{file.relative_to(root)} ({'a folder in that of a class' if file.is_dir() else 'no picture'})")
         for file in _files(folder):
             if not file.resolve().is_relative_to(root.resolve()):
                 problems.append(f"{file.relative_to(root)} (a link out of the folder)")
@@ -64,6 +66,11 @@ def build(options: ImageFolderOptions, mirror: str | None = None) -> Source:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _others(folder: Path) -> list[Path]:
+    """Return what is neither hidden nor named as a picture."""
+    return sorted(p for p in folder.iterdir() if (p.is_dir() or p.suffix.lower() not in SUFFIXES) and not p.name.startswith("."))
 
 
 def _files(folder: Path) -> list[Path]:

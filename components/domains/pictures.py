@@ -14,11 +14,12 @@ FORMATS = ["PNG", "JPEG", "WEBP"]  # Pillow has decoders of some forty others, a
 def read_picture(path: Path, size: int, colour: bool = False) -> np.ndarray:
     """Return one picture, its longer side scaled to fit, padded to a square: [size, size, 3] uint8 in colour, else [size, size], light on dark.
 
-    Raises InputError naming a file that is not a picture, or one too large to open safely.
+    What is transparent lies on white, or on black where what is not is light itself. Raises InputError naming a file that is not a picture,
+    or one too large to open safely.
     """
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB" if colour else "L")
+            picture = _opaque(ImageOps.exif_transpose(opened)).convert("RGB" if colour else "L")
     except Exception as error:  # on damaged bytes a decoder raises what it likes: ValueError, SyntaxError, struct.error, ...
         raise InputError(f"{path} must be a PNG, JPEG or WebP picture, got one that cannot be read ({type(error).__name__}). Remove or replace it.") from error
     if not colour and np.asarray(picture).mean() > 127:  # dark strokes on light paper
@@ -26,10 +27,22 @@ def read_picture(path: Path, size: int, colour: bool = False) -> np.ndarray:
     return np.asarray(ImageOps.pad(picture, (size, size), Image.Resampling.BOX), dtype=np.uint8)
 
 
+def _opaque(picture: Image.Image) -> Image.Image:
+    """Return a picture of 8 bits without transparency: Pillow's own conversions cut 16 bits off at 255, and take what lies under transparency."""
+    if picture.mode.startswith("I"):  # grey of 16 bits
+        return Image.fromarray((np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    shown = np.asarray(picture.getchannel("A"), dtype=np.float64)
+    light = (np.asarray(picture.convert("RGB").convert("L")) * shown).sum() > 127 * shown.sum()
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "black" if light else "white"), picture)
+
+
 def list_pictures(folder: Path) -> list[Path]:
-    """Return the pictures directly in a folder, by name. Raises InputError where there are none."""
+    """Return the pictures directly in a folder, by name, hidden ones aside. Raises InputError where there are none."""
     require(folder.is_dir(), f"{folder} must be a folder of pictures, got no such folder. Check the path.")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     require(len(found) > 0, f"{folder} must hold pictures ({', '.join(SUFFIXES)}), got none. Check the path.")
     return found
 
@@ -37,7 +50,7 @@ def list_pictures(folder: Path) -> list[Path]:
 def read_support(folder: Path, size: int, colour: bool = False) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Read `<folder>/<class>/*` into pictures [S, size, size] or [S, size, size, 3], labels [S] and the class names in order."""
     require(folder.is_dir(), f"support must be a folder with one sub-folder a class, got {folder}, which is no folder. Check the path.")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     require(len(names) >= 2, f"support needs at least two sub-folders, one a class, got {len(names)} in {folder}. Add examples of another class.")
     pictures, labels = [], []
     for label, name in enumerate(names):

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from components.domains.archives import DAMAGED, locate, read_member
 from components.domains.cells import housed, new_ones
-from components.domains.columns import is_numeric, read_table
+from components.domains.columns import is_numeric, names_in, read_table
 from components.domains.options import RatingsOptions
 from components.domains.pool import KEPT, PoolClass, Source
 from components.domains.touches import beside_untouched, first_touches
@@ -129,7 +129,8 @@ def _sides(films: dict[str, tuple[str, set[str]]]) -> dict[str, list[float]]:
 
 def read_own(options: RatingsOptions) -> Told:
     """Read the user's own file. Raises InputError naming a column that is missing, or that should hold numbers and does not."""
-    path, table = options.place, read_table(options.place)
+    path = options.place
+    table = read_table(path, [options.user, options.item])
     numeric = [name for name in (options.rating, options.time) if name is not None]
     needed = [options.user, options.item, *numeric]
     lacks = [name for name in needed if name not in table.column_names]
@@ -137,7 +138,7 @@ def read_own(options: RatingsOptions) -> Told:
     for name in numeric:
         kind = table.schema.field(name).type
         require(is_numeric(kind), f"{path} must hold numbers in column {name}, got {kind}. Turn times into seconds, say.")
-    user, item = (np.array([str(v) for v in table.column(name).to_pylist()]) for name in needed[:2])
+    user, item = (np.array(names_in(table, name, path)) for name in needed[:2])
     found = [table.column(name).to_numpy().astype(np.float64) for name in numeric]
     whole = all(bool(np.isfinite(own).all()) for own in found)
     require(whole, f"{path} must hold a number in every row of {' and '.join(numeric)}, got gaps. Remove those rows.")
@@ -227,6 +228,11 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     rows = np.stack([user, item, told.value], 1)[np.lexsort((item, told.time, user))]
     if options.rating is None:
         rows = rows[first_touches(rows)]  # what a user touches again counts once
+    else:  # the newest rating of an item stands: an older one would be among the examples of a task that asks for it
+        newest = np.sort(len(rows) - 1 - first_touches(rows[::-1]))
+        if len(newest) < len(rows):
+            print(f"{len(rows) - len(newest):,} ratings left out: the same user rated the same item again later", file=sys.stderr, flush=True)
+        rows = rows[newest]
     counts = np.bincount(rows[:, 0].astype(np.int64), minlength=len(users))
     enough = counts >= options.min_ratings
     if options.rating is None:
@@ -238,6 +244,10 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     require(int(enough.sum()) >= 4, f"domain.source needs four users with {options.min_ratings} ratings, got {int(enough.sum())}. Lower min_ratings.")
     rows = rows[enough[rows[:, 0].astype(np.int64)]]
     least, greatest = (float(told.value.min()), float(told.value.max())) if options.rating else (0.0, 1.0)
+    asked = f"domain.source.{options.rating} must hold ratings that differ, got {least:g} in every row. Set domain.source.rating=null for what was touched."
+    require(least < greatest, asked)
+    fewer = min(len(users), len(items))
+    require(options.factors < fewer, f"domain.source.factors must be below {fewer}, the number of users or items, got {options.factors}. Lower it.")
     if options.rating is None:
         rows, counts = beside_untouched(rows, users, len(items), options.negatives, options.seed), counts * (1 + options.negatives)
     width = len(next(iter(told.sides.values()), []))

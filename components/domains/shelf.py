@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.domains.columns import is_numeric, read_table
+from components.domains.columns import is_numeric, names_in, read_table
 from components.domains.pool import KEPT
 from components.domains.touches import with_untouched
 from components.inputs import InputError, require
@@ -43,10 +43,9 @@ class Shelf:
         except (OSError, KeyError, ValueError, pa.ArrowInvalid) as error:
             raise InputError(f"{folder} must hold the catalogue {KEPT} of its items, got: {error}. Train or register the model again.") from error
 
-    def numbers(self, told: list[Any], where: Path) -> tuple[np.ndarray, list[str]]:
+    def numbers(self, asked: list[str], where: Path) -> tuple[np.ndarray, list[str]]:
         """Return the numbers of items by name, and the names that the catalogue lacks. Raises InputError where it lacks all of them."""
         place = {name: i for i, name in enumerate(self.names)}
-        asked = [str(value) for value in told]
         found, lacks = [place[name] for name in asked if name in place], sorted({name for name in asked if name not in place})
         require(len(found) > 0, f"{where} must name items that the model knows, such as {describe(self.names[:3])}, got none. Use their names.")
         return np.array(found), lacks
@@ -57,7 +56,8 @@ class Shelf:
         Rows are taken in the order of the column of times, where there is one. Raises InputError where a column is missing, a rating lies
         outside of the scale, a user rated an item twice, or touched too many.
         """
-        table, scale = read_table(path), self.scale
+        scale = self.scale
+        table = read_table(path, [scale["user"], scale["item"]])
         needed = [scale["item"], *([scale["rating"]] if scale["rating"] else [])]
         lacks = [name for name in needed if name not in table.column_names]
         require(not lacks, f"{path} must have the columns {' and '.join(needed)}, but lacks {describe(lacks)}. Add them.")
@@ -65,8 +65,8 @@ class Shelf:
             table = table.sort_by(scale["time"])
         values = self._values(table, path) if scale["rating"] else np.ones(len(table))
         several = scale["user"] in table.column_names
-        users = np.array([str(v) for v in table.column(scale["user"]).to_pylist()] if several else [""] * len(table))
-        items = np.array([str(v) for v in table.column(scale["item"]).to_pylist()])
+        users = np.array(names_in(table, scale["user"], path) if several else [""] * len(table))
+        items = np.array(names_in(table, scale["item"], path))
         known, missing = [], set()
         for user in dict.fromkeys(users.tolist()):
             own = users == user

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from components.domains.columns import Columns, is_numeric, numbers, read_table
+from components.domains.columns import Columns, is_numeric, names_in, numbers, read_table
 from components.domains.options import TableOptions
 from components.domains.pool import PoolClass, Source
 from components.inputs import require
@@ -14,18 +14,21 @@ from components.plain import describe
 def build(options: TableOptions, mirror: str | None = None) -> Source:
     """Read the rows, class by class. Raises InputError naming the column that is missing or holds something else than numbers."""
     path = options.place
-    table = read_table(path)
+    table = read_table(path, [options.label, options.group])
     needed = [options.label, *([options.group] if options.group else []), *options.features]
     lacks = [name for name in needed if name not in table.column_names]
     require(not lacks, f"{path} must have the columns {', '.join(needed)}, but lacks {describe(lacks)}; it has {describe(table.column_names, 8)}. Name them.")
     kept = {options.label, options.group}
-    names = options.features or [f.name for f in table.schema if f.name not in kept and is_numeric(f.type)]
+    names = options.features or [f.name for f in table.schema if f.name and f.name not in kept and is_numeric(f.type)]
+    others = [] if options.features else [f.name or "(no name)" for f in table.schema if f.name not in {*kept, *names}]
+    if others:
+        _say(f"{path}: {len(others)} columns left out that have no name, or hold something else than numbers: {describe(others)}")
     rows = numbers(table, names, path)
     gaps = np.isnan(rows).any(1)
     told = f"{path} must hold a number in every cell of its feature columns, got {int(gaps.sum())} of {len(rows)} rows with a missing one"
     require(options.missing != "refuse" or not gaps.any(), f"{told}. Fill them, or set domain.source.missing=drop or mean.")
-    labels = np.array([str(value) for value in table.column(options.label).to_pylist()])
-    groups = np.array([str(value) for value in table.column(options.group).to_pylist()]) if options.group else np.full(len(rows), "rows")
+    labels = np.array(names_in(table, options.label, path))
+    groups = np.array(names_in(table, options.group, path)) if options.group else np.full(len(rows), "rows")
     if options.missing == "drop" and gaps.any():
         _say(f"{path}: {int(gaps.sum())} of {len(rows)} rows dropped for a missing number")
         rows, labels, groups = rows[~gaps], labels[~gaps], groups[~gaps]
@@ -56,7 +59,7 @@ def _by_class(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, columns:
         _say(f"{options.file}: {len(small)} classes of fewer than {options.min_items} rows left out: {describe(small)}")
     require(len(classes) >= 2, f"{options.file} must hold two classes of {options.min_items} rows at least, got {len(classes)}. Add rows.")
     order = np.concatenate(chosen)
-    return Source(classes, rows[order].astype(np.float32), [""] * len(order), reading=columns)
+    return Source(classes, rows[order], [""] * len(order), reading=columns)
 
 
 def _say(text: str) -> None:

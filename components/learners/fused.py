@@ -132,13 +132,36 @@ class FusedLearner(Learner):
         """Return log w_i + sharpness times the evidence for i, normalised over members: [T, M]."""
         return (self.weights.clamp_min(1e-12).log() + self.sharpness * evidence).log_softmax(-1)
 
+    @torch.no_grad()
+    def support_losses(self, support: Examples) -> list[float]:
+        """Return the mixture's loss before and after every step of its members, who take them by themselves or as one; none where one takes none."""
+        members = [m for m in self._members() if isinstance(m, Maml)]
+        if len(members) < len(self.members) or self.combine != "mixture":
+            return []
+        losses: list[float] = []
+        if self.joint:
+            self._adapt_as_one(support, losses)
+            return losses
+        paths = [list(m.path(Examples(x, support.y, support.way))) for m, x in zip(members, self.split(support.x), strict=True)]
+        for index in range(max(map(len, paths))):
+            parts = []
+            for member, path, x in zip(members, paths, self.split(support.x), strict=True):
+                at = min(index, len(path) - 1)  # one that takes fewer steps has arrived
+                parts.append(member.outputs(path[at], x, at) / member.temperature)
+            losses.append(self.objective.loss(self._mixed(parts, {}), support.y).mean().item())
+        return losses
+
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         if self.combine in SIDE_BY_SIDE:
             scale = torch.stack([m.log_scale.exp() for m in self._members()]).mean()  # type: ignore[operator]
             return self.side_by_side(x) @ adapted["prototypes"].transpose(1, 2) * scale
+        return self._mixed(self.member_outputs(adapted, x), adapted)
+
+    def _mixed(self, outputs: list[Tensor], adapted: Adapted) -> Tensor:
+        """Return the mixture [T, Q, out] of the members' calibrated outputs [T, Q, out]."""
         if self.objective.name != "cross_entropy":
-            return torch.einsum("m,mtqo->tqo", self.weights, torch.stack(self.member_outputs(adapted, x)))
-        logs = F.log_softmax(torch.stack(self.member_outputs(adapted, x)), -1)
+            return torch.einsum("m,mtqo->tqo", self.weights, torch.stack(outputs))
+        logs = F.log_softmax(torch.stack(outputs), -1)
         weights = adapted["log_weights"].T if "log_weights" in adapted else self.weights.clamp_min(1e-12).log().unsqueeze(1)
         return torch.logsumexp(logs + weights[:, :, None, None], 0)
 
@@ -149,8 +172,8 @@ class FusedLearner(Learner):
             found.append(member.predict_features(_own(adapted, i), part) / member.temperature)
         return found
 
-    def _adapt_as_one(self, support: Examples) -> Adapted:
-        """Take gradient steps on the mixture's support loss, every member by its own rule."""
+    def _adapt_as_one(self, support: Examples, losses: list[float] | None = None) -> Adapted:
+        """Take gradient steps on the mixture's support loss, every member by its own rule; append the loss before and after each to `losses`."""
         members: list[Maml] = self._members()  # type: ignore[assignment]
         outer = torch.is_grad_enabled()
         second_order = outer and not all(m.first_order() for m in members)
@@ -165,6 +188,8 @@ class FusedLearner(Learner):
                 if not outer:
                     weights = {k: v.detach().requires_grad_() for k, v in weights.items()}
                 loss = self.objective.loss(self.predict_features(weights, support.x), support.y)
+                if losses is not None:
+                    losses.append(loss.mean().item())
                 found = dict(zip(weights, torch.autograd.grad(loss.sum(), list(weights.values()), create_graph=second_order), strict=True))
             moved: Adapted = {}
             for i, member in enumerate(members):
@@ -172,6 +197,8 @@ class FusedLearner(Learner):
                 own, memories[i] = member.step(_own(weights, i), scaled, loss, memories[i], index)
                 moved |= {f"{i}/{k}": v for k, v in own.items()}
             weights = moved
+        if losses is not None:
+            losses.append(self.objective.loss(self.predict_features(weights, support.x), support.y).mean().item())
         return weights if outer else {k: v.detach() for k, v in weights.items()}
 
 

@@ -1,7 +1,7 @@
 """Gradient-based learners: one inner loop of gradient steps on task-batched weights, shared by the whole MAML line."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -142,14 +142,18 @@ class Maml(Learner):
         return self.options.inner_steps if self.training else self.options.test_steps
 
     @torch.no_grad()
-    def support_losses(self, support: Examples) -> list[float]:
-        """Return the mean support loss before the first and after every step of adaptation."""
+    def path(self, support: Examples) -> Iterator[Adapted]:
+        """Yield what adaptation moves, before the first step and after every one."""
         weights = self.start(support)
-        memory, losses = self.memory(weights), []
+        memory = self.memory(weights)
+        yield weights
         for index in range(self.steps()):
-            losses.append(self.inner_loss(weights, support, index).mean().item())
             weights, memory = self.descend(weights, memory, support, range(index, index + 1), False)
-        return [*losses, self.inner_loss(weights, support, self.steps()).mean().item()]
+            yield weights
+
+    @torch.no_grad()
+    def support_losses(self, support: Examples) -> list[float]:
+        return [self.inner_loss(weights, support, index).mean().item() for index, weights in enumerate(self.path(support))]
 
     def adapt_features(self, support: Examples) -> Adapted:
         weights = self.start(support)

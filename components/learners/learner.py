@@ -46,6 +46,10 @@ class Learner(nn.Module):
         """Adapt to support features: support.x [T, S, ...], support.y [T, S]."""
         raise NotImplementedError
 
+    def support_losses(self, support: Examples) -> list[float]:
+        """Return the mean loss on the support features before the first and after every step of adaptation; none where there are no steps."""
+        return []
+
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         """Return outputs [T, Q, out] for query features [T, Q, ...]: logits of the classes, or one value."""
         raise NotImplementedError

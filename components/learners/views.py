@@ -53,14 +53,19 @@ class Views(Learner):
     def adapt_features(self, support: Examples) -> Adapted:
         return self.member.adapt_features(support)
 
+    def support_losses(self, support: Examples) -> list[float]:
+        return self.member.support_losses(support)
+
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         return self.member.predict_features(adapted, x)
 
 
 def once(learner: Learner) -> Learner:
-    """Return a teacher, or the members that it is fused from, without their further views: lessons are training."""
+    """Return a teacher, or the members that it is fused from, without their further views: lessons are training. Each stays calibrated as it was."""
     if isinstance(learner, Views):
-        return once(learner.member)
+        member = once(learner.member)
+        member.temperature.copy_(learner.temperature)
+        return member
     if isinstance(learner, FusedLearner):
         learner.members = nn.ModuleList(once(m) for m in learner.members)  # type: ignore[arg-type]
     return learner

@@ -1,0 +1,52 @@
+"""A pool as a model sees it: the same items, made into inputs by what was measured on the data that the model was trained on.
+
+Columns are shifted and scaled by the rows that trained, and what is known of an item are factors of who rated it: a newer version of the data
+gives the same item another input, which the model has never learned to read.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from components.domains.columns import Columns
+from components.domains.pool import Pool
+from components.domains.shelf import Shelf
+
+
+def seen_by(pool: Pool, folder: str | Path, about: dict[str, Any]) -> Pool | None:
+    """Return the pool with the inputs of the model in `folder`, the pool itself where they are the same, None where they cannot be told.
+
+    Of ratings, an item that the model does not know has no mean, no count and no factors: zeros.
+    """
+    if "columns" in pool.kept:
+        return _table(pool, about.get("columns"))
+    if "ratings" in pool.kept:
+        return _ratings(pool, Path(folder), about.get("ratings"))
+    return pool
+
+
+def _table(pool: Pool, told: dict[str, Any] | None) -> Pool | None:
+    if told is None or told == pool.kept["columns"]:
+        return pool if told else None
+    own, now = Columns(**told), Columns(**pool.kept["columns"])
+    if not set(own.names) <= set(now.names):
+        return None
+    place = [now.names.index(name) for name in own.names]
+    rows = pool.inputs[:, place] * np.array(now.scale)[place] + np.array(now.shift)[place]
+    return replace(pool, inputs=own.read(rows))
+
+
+def _ratings(pool: Pool, folder: Path, scale: dict[str, Any] | None) -> Pool | None:
+    if scale is None or any(scale[end] != pool.kept["ratings"][end] for end in ("least", "greatest")):
+        return None
+    own, now = Shelf.open(folder, scale), Shelf.open(pool.path, pool.kept["ratings"])
+    if own.names == now.names and np.array_equal(own.vectors, now.vectors):
+        return pool
+    place = {name: i for i, name in enumerate(own.names)}
+    notes = pq.read_table(pool.path / "items.parquet", columns=["note"])["note"].to_pylist()
+    numbers = np.array([place.get(name, -1) for name in notes])
+    vectors = np.concatenate([own.vectors, np.zeros_like(own.vectors[:1])])  # the last one is of what it does not know
+    return replace(pool, inputs=vectors[numbers].astype(np.float32))
