@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from components import serving
 from components.contracts import ServingSection
+from components.inputs import InputError
 
 
 class RefusedError(Exception):
@@ -76,7 +77,7 @@ class Endpoint:
         told = await self._told(request, {"query_x", "support_x", "support_y"}, {"id", "query_x"})
         query = self._items(told, "query_x")
         name, state = self._state_of(told["id"]) if "id" in told else self._state(told)
-        outputs = serving.answer(self.learner, state.adapted, query)
+        outputs = _asked(lambda: serving.answer(self.learner, state.adapted, query))
         return {"id": name, "probabilities" if self.classes else "values": outputs}
 
     def _state_of(self, name: Any) -> tuple[str, State]:
@@ -95,10 +96,7 @@ class Endpoint:
         name = digest.hexdigest()
         state = self.states.get(name)
         if state is None:
-            try:
-                adapted = serving.adapt(self.learner, x, y)
-            except ValueError as error:
-                raise RefusedError(422, str(error)) from error
+            adapted = _asked(lambda: serving.adapt(self.learner, x, y))
             state = State(adapted, int(y.max()) + 1 if self.classes else 1, sum(t.numel() * t.element_size() for t in adapted.values()))
             with contextlib.suppress(ValueError):  # larger than all that may be kept: answered, and not kept
                 self.states[name] = state
@@ -156,6 +154,17 @@ class Endpoint:
         if not math.isfinite(largest) or largest > 1e30:
             raise RefusedError(422, f"{name} must hold numbers of at most 1e30, got larger ones. Check the scale.")
         return found
+
+
+T = TypeVar("T")
+
+
+def _asked(work: Callable[[], T]) -> T:
+    """Ask the learner; what it cannot make of the numbers that came is the client's to change."""
+    try:
+        return work()
+    except InputError as error:
+        raise RefusedError(422, str(error)) from error
 
 
 def _answering(call: Callable[[Request], Awaitable[dict[str, Any]]]) -> Callable[[Request], Awaitable[Response]]:

@@ -12,6 +12,7 @@ import numpy as np
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema, TensorSpec
 
+from components.inputs import InputError
 from components.manifest import intact
 
 
@@ -76,40 +77,49 @@ def _load_pyfunc(path: str) -> ServedLearner:
 
 
 def predict(learner: Any, support_x: np.ndarray, support_y: np.ndarray, query_x: np.ndarray) -> np.ndarray:
-    """Adapt to one support set and return calibrated probabilities [Q, way], or values [Q, 1] (float32). Raises ValueError as `adapt` does."""
+    """Adapt to one support set and return calibrated probabilities [Q, way], or values [Q, 1] (float32). Raises InputError as `adapt` does."""
     return answer(learner, adapt(learner, support_x, support_y), query_x)
 
 
 def adapt(learner: Any, support_x: np.ndarray, support_y: np.ndarray, losses: list[float] | None = None) -> Any:
     """Adapt to stored items [S, ...] with their labels, or values; append the loss at the start and after each step to `losses`, where there are steps.
 
-    Raises ValueError where labels are not 0..way-1 with at least one example each, or the counts differ.
+    Raises InputError where labels are not 0..way-1 with at least one example each, where the counts differ, or where no solution is found.
     """
     import torch
 
     from components.tasks import Examples
 
     if len(support_x) != len(support_y):
-        raise ValueError(f"support_y needs one label an example, got {len(support_y)} for {len(support_x)}. Send them side by side.")
+        raise InputError(f"support_y needs one label an example, got {len(support_y)} for {len(support_x)}. Send them side by side.")
     classes = learner.objective.name == "cross_entropy"
     labels = np.unique(support_y) if classes else np.zeros(1)
     if classes and (len(labels) < 2 or not np.array_equal(labels, np.arange(len(labels)))):
-        raise ValueError(f"support_y needs labels 0..way-1, at least two and none left out, got {labels.tolist()[:10]}. Number the classes from 0.")
+        raise InputError(f"support_y needs labels 0..way-1, at least two and none left out, got {labels.tolist()[:10]}. Number the classes from 0.")
     y = torch.from_numpy(np.array(support_y, dtype=np.int64 if classes else np.float32))[None]
     with torch.no_grad():
         support = Examples(learner.encode_tasks(_inputs(support_x)), y, len(labels))
         if losses is not None:
             losses += learner.support_losses(support)
-        return learner.adapt_features(support)
+        try:
+            return learner.adapt_features(support)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise InputError(f"support needs numbers of the size that the model was trained on, got such that {error}. Check their scale.") from error
 
 
 def answer(learner: Any, adapted: Any, query_x: np.ndarray) -> np.ndarray:
-    """Return the calibrated probabilities [Q, way], or values [Q, 1] (float32), of an adapted learner for stored items [Q, ...]."""
+    """Return the calibrated probabilities [Q, way], or values [Q, 1] (float32), of an adapted learner for stored items [Q, ...].
+
+    Raises InputError where an answer is no number.
+    """
     import torch
 
     with torch.no_grad():
         outputs = learner.predict(adapted, _inputs(query_x))[0]
-        return np.asarray((outputs.softmax(-1) if learner.objective.name == "cross_entropy" else outputs).numpy())
+        told = np.asarray((outputs.softmax(-1) if learner.objective.name == "cross_entropy" else outputs).numpy())
+    if not np.isfinite(told).all():
+        raise InputError("support and query need numbers of the size that the model was trained on, got such that no answer is a number. Check their scale.")
+    return told
 
 
 def _inputs(raw: np.ndarray) -> Any:

@@ -13,7 +13,8 @@ HELP = """python -m flows.adapt model=models:/<name>@champion support=<folder or
   model    a registered model, the folder of a learner, or what save= wrote
   support  the examples: <folder>/<class>/* of pictures, one sub-folder a class; or a CSV or Parquet file of rows with their labels;
            or of ratings by one user, or by several, or of what they touched
-  query    what is to be named: <folder>/* of pictures, or a file of rows; of ratings (optional) a file of items, else all not rated yet
+  query    what is to be named: <folder>/* of pictures, or <picture>,<picture>,...; or a file of rows;
+           of ratings (optional) a file of items, else all not rated yet
   out      predictions: file or row (from 0), class, probability, then each class's probability; of ratings the items, the best first
   abstain  (optional) leave the class empty where its probability is lower than this
   top      (optional, of ratings) so many items a user; all where it is left out
@@ -40,21 +41,21 @@ def read_support(support: Path, shape: list[int], columns: dict[str, Any] | None
     return own.take(table, support), y, classes.tolist()
 
 
-def read_query(query: Path, shape: list[int], columns: dict[str, Any] | None) -> tuple[Any, list[str]]:
+def read_query(query: str, shape: list[int], columns: dict[str, Any] | None) -> tuple[Any, list[str]]:
     """Return what is to be named [Q, ...] as a pool stores it, and the name of each: of a picture its file, of a row its number."""
     if columns is None:
         import numpy as np
 
         from components.domains import pictures
 
-        files = pictures.list_pictures(query)
+        files = pictures.listed(query)
         return np.stack([pictures.read_picture(f, shape[-1], shape[0] == 3) for f in files]), [f.name for f in files]
     from components.domains.columns import Columns, read_table
     from components.inputs import require
 
-    table = read_table(query)
+    table = read_table(Path(query))
     require(len(table) > 0, f"query needs rows, got none in {query}. Add some.")
-    return Columns(**columns).take(table, query), [str(i) for i in range(len(table))]
+    return Columns(**columns).take(table, Path(query)), [str(i) for i in range(len(table))]
 
 
 def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str = "0", save: str = "", top: str = "0") -> None:
@@ -85,7 +86,7 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
         f"adapt names pictures or rows, but model {model} takes inputs {shape} and predicts by {spec['objective']}. Serve it with mlflow models serve.",
     )
     known = read_support(Path(support), shape, columns) if support else None
-    asked, names = read_query(Path(query), shape, columns)
+    asked, names = read_query(query, shape, columns)
     losses: list[float] = []
     if known is not None:
         x, y, classes = known

@@ -1,6 +1,7 @@
 """What a pipeline leaves on its parent run: config, pin, links to the stages' runs, headline metrics."""
 
 import json
+from pathlib import Path
 
 from components.contracts import CELLS, StageRef
 from components.plain import to_plain
@@ -9,6 +10,7 @@ from flows.stages import Pipeline
 from flows.versions import PIN, Pinned
 
 REFERENCES = ("pixels", "nearest", "mean", "popularity", "linear-constant", "linear", "scratch", "base-unadapted")  # measured beside the learners
+OVERRIDES = "overrides.json"  # of the parent run, one by one
 SCORED = ("test/", "challenge/", *(f"{cell}/" for cell in CELLS))  # what a model's own run repeats of the evaluation
 
 
@@ -17,10 +19,11 @@ def markdown(head: list[str], body: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body]) + "\n"
 
 
-def open_parent(line: Pipeline, pool: Pinned) -> None:
+def open_parent(line: Pipeline, pool: Pinned, overrides: list[str]) -> None:
     """Log what is known before the first stage: config, data version with its pin file, the pool as input."""
     tracking.log_params(line.run_id, to_plain(line.config))
     tracking.log_text(line.run_id, json.dumps(to_plain(line.config), indent=1), "config.json")
+    tracking.log_text(line.run_id, json.dumps(overrides), OVERRIDES)
     tracking.log_text(line.run_id, pool.pin, PIN)
     tracking.set_tag(line.run_id, "data.md5", pool.data_md5)
     tracking.set_tag(line.run_id, "data.how", pool.how)
@@ -28,7 +31,13 @@ def open_parent(line: Pipeline, pool: Pinned) -> None:
 
 
 def link(line: Pipeline, ref: StageRef) -> StageRef:
-    """A stage is done: point the parent run at the run that made its output, and tell the terminal, which a cluster's worker cannot."""
+    """A stage is done: point the parent run at the run that made its output, and tell the terminal, which a cluster's worker cannot.
+
+    A run that was killed between its output and its end is completed.
+    """
+    if ref.cached and tracking.unfinished(ref.run_id):
+        tracking.log_outputs(ref.run_id, Path(ref.path))
+        tracking.finish(ref.run_id)
     tracking.set_tag(line.run_id, f"stage.{ref.name}.run_id", ref.run_id)
     tracking.set_tag(line.run_id, f"stage.{ref.name}.cached", str(ref.cached).lower())
     terminal.view().end(ref.name, ref.metrics, ref.cached)
@@ -42,10 +51,9 @@ def headline(line: Pipeline, models: dict[str, StageRef], ours: str, evaluation:
         scores = {m.replace(f"/{name}/", "/"): v for m, v in evaluation.metrics.items() if m.startswith(SCORED) and f"/{name}/" in m}
         return scores | {m.removeprefix(f"{name}/"): v for m, v in evaluation.metrics.items() if m.startswith(f"{name}/")}
 
-    if not evaluation.cached:
-        for name, ref in models.items():
-            if tracking.has_run(ref.run_id):  # where its database is gone and the output is not, the parent run holds the scores all the same
-                tracking.log_metrics(ref.run_id, own(name))
+    for name, ref in models.items():  # where its database is gone and the output is not, the parent run holds the scores all the same
+        if tracking.lacks(ref.run_id, own(name)) or (not evaluation.cached and tracking.has_run(ref.run_id)):
+            tracking.log_metrics(ref.run_id, own(name))
     tracking.log_metrics(line.run_id, own(ours) | evaluation.metrics)  # ours first: MLflow's compare page begins with the first
     tracking.set_tag(line.run_id, "fingerprint", evaluation.fingerprint)
 

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from components.inputs import InputError, require
-from flows import cli, paths, tracking
+from flows import cli, databases, paths, tracking
 from flows.paths import into_place
 from flows.versions import PIN
 
@@ -32,7 +32,10 @@ PASSING = {".lock", ".owner", ".partial", ".state"}
 def backup(out: str = "", restore: str = "") -> None:
     """Write a backup, or bring one back."""
     require(bool(out) != bool(restore), "Either out=<file.tar> or restore=<file.tar> must be given. See --help.")
-    require(tracking.uri().startswith("sqlite:///"), f"MLflow's database must be a file, got {tracking.uri()}. Back it up with its own means, such as pg_dump.")
+    require(
+        tracking.uri().startswith("sqlite:///"),
+        f"MLflow's database must be a file, got {databases.shown(tracking.uri())}. Back it up with its own means, such as pg_dump.",
+    )
     if out:
         _write(Path(out))
     else:
@@ -97,7 +100,10 @@ def _restore(file: Path) -> None:
             print(f"{_prefect()} is left as it is: there is one", file=sys.stderr)
         else:
             _bring(place / "prefect.db", _prefect())
+        database = place / "mlflow.db"
+        shutil.move(place / "mlruns" / "mlflow.db", database)
         _bring(place / "mlruns", paths.runs())
+        _bring(database, Path(tracking.uri().removeprefix("sqlite:///")))  # last: without it there are no runs
     print(f"{root} is as it was {time.strftime('%Y-%m-%d %H:%M', time.localtime(told['made']))}")
 
 
@@ -105,7 +111,7 @@ def _bring(source: Path, target: Path) -> None:
     """Move a file or a folder's contents to their place, over what is there of the same name."""
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
-        for child in sorted(source.iterdir(), key=lambda path: path.suffix == ".db"):  # the database last: without it there are no runs
+        for child in source.iterdir():
             _bring(child, target / child.name)
     elif source.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

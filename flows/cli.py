@@ -194,7 +194,7 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
 
     points = search.runs(overrides)
     experiment = tracking.open_store(config.load(points.samples()[0]).registry.model)
-    done, failed = [], []
+    done, failed, refused = [], [], []
     with tracking.run(experiment, f"sweep of {len(points)}", {"stage": "sweep", "overrides": " ".join(overrides)}) as sweep:
         for number, point in enumerate(points, 1):
             print(f"sweep {number}/{len(points)}: {' '.join(point)}", file=sys.stderr, flush=True)
@@ -202,6 +202,7 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
                 done.append(sweeps.Point(point, retrain(overrides=point, sweep=sweep)))
             except Exception as error:
                 failed.append(f"{' '.join(point)}: {error}")
+                refused.append(_input_error(error))
                 points.tell(None)
                 continue
             reached = float(done[-1].result["validation"])
@@ -210,4 +211,5 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
         if done:
             sweeps.publish(done, sweep)
     if failed:
-        raise RuntimeError(f"{len(failed)} of {len(points)} runs failed: {'; '.join(failed)}")
+        kind = InputError if all(refused) else RuntimeError
+        raise kind(f"{len(failed)} of {len(points)} runs failed: {'; '.join(failed)}")

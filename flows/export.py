@@ -29,6 +29,10 @@ def export(model: str, out: str) -> None:
 
     learner, spec, _ = store.load(folder)
     spec = spec.get("member", spec)  # of a learner that looks at several views
+    require(
+        spec["objective"] != "return",
+        f"export needs a learner of pictures or vectors, got {model}, a policy, which reads what it believes besides. Choose another.",
+    )
     several = f"got {model}, which is {spec['name']} of {len(spec.get('members', []))} learners"
     require("backbone" in spec, f"export needs a learner of one backbone, {several}. Name a teacher or student: a folder under mlruns/stages/.")
     section, shape = from_plain(BackboneSection, spec["backbone"]), tuple(spec["input_shape"])

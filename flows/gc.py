@@ -17,6 +17,8 @@ from components.manifest import MANIFEST
 from flows import cli, paths
 from flows.versions import PIN
 
+FOREIGN = 7 * 86_400.0  # seconds
+
 HELP = """python -m flows.gc days=<number> [dry=true]
 
 Removes stages' outputs, training states and versions of data that no run has used for so many days, and says how much that is.
@@ -37,21 +39,52 @@ def collect(days: str, dry: str = "false") -> None:
     require(dry in ("true", "false"), f"dry must be true or false, got {dry!r}. Leave it out.")
     store = tracking.store() if tracking.store_exists() else None
     before = min(time.time() - 86_400 * int(days), _oldest_start(store) if store else math.inf)
-    versions = [v for m in store.search_registered_models() for v in tracking.versions(m.name)] if store else []
+    versions = [v for m in _models(store) for v in tracking.versions(m.name)] if store else []
     outputs = [*unused_outputs(before, {v.tags.get(tag, "") for v in versions for tag in ("fingerprint", "evaluation")})]
-    pins = [text for v in versions if (text := tracking.run_artifact(v.tags.get("retrain.run_id", ""), PIN)) is not None]
+    pins = [_pin(v) for v in versions if "retrain.run_id" in v.tags]
     data = [*unused_data(before, [*pins, *_own_pins()])]
     freed = sum(_remove(path, dry == "true") for path in [*outputs, *data])
     told = "would free" if dry == "true" else "freed"
     print(f"{told} {freed / 2**20:.1f} MB: {len(outputs)} outputs and states of stages, {len(data)} files of data that nothing pins")
 
 
+def _models(store: Any) -> Iterator[Any]:
+    """Yield all registered models: the store tells them page by page."""
+    token = None
+    while True:
+        page = store.search_registered_models(page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _pin(version: Any) -> str:
+    """Return the pin of the data that a registered version was made from. Raises InputError where it cannot be read: its data could go for good."""
+    from components.inputs import InputError
+    from flows import tracking
+
+    text = tracking.run_artifact(version.tags["retrain.run_id"], PIN)
+    if text is None:
+        told = f"{PIN} of {version.name} version {version.version} must be readable, or its data would be removed; got none with its run"
+        raise InputError(f"{told} {version.tags['retrain.run_id']}. Make MLflow's artifacts reachable, or delete that version.")
+    return text
+
+
 def _oldest_start(store: Any) -> float:
-    """Return when the oldest pipeline or sweep began that is still running; what they take from earlier ones they mark as used."""
+    """Return when the oldest pipeline or sweep began that is still running; what they take from earlier ones they mark as used.
+
+    Of another machine's nobody here can say whether it still runs: a week holds for all.
+    """
     from flows import leftovers
 
-    running = store.search_runs([e.experiment_id for e in store.search_experiments()], "attributes.status = 'RUNNING'")
-    return min((run.info.start_time / 1000 for run in running if not leftovers.gone(run.data.tags.get("process", ""))), default=math.inf)
+    running = store.search_runs([e.experiment_id for e in store.search_experiments()], "attributes.status = 'RUNNING' AND tags.process != ''")
+    alive = [run for run in running if not leftovers.gone(run.data.tags["process"])]
+    own = [run for run in alive if leftovers.here(run.data.tags["process"]) or time.time() - run.info.start_time / 1000 < FOREIGN]
+    if oldest := min(own, key=lambda run: run.info.start_time, default=None):
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(oldest.info.start_time / 1000))
+        print(f"run {oldest.info.run_id} is running since {since}: what was used since stays", file=sys.stderr)
+    return oldest.info.start_time / 1000 if oldest else math.inf
 
 
 def unused_outputs(before: float, registered: Iterable[str]) -> Iterator[Path]:
@@ -99,7 +132,7 @@ def _own_pins() -> Iterator[str]:
         yield own.read_text()
     commits = subprocess.run(["git", "log", "--all", "--format=%H", "--", PIN], cwd=paths.root(), capture_output=True, text=True)
     for commit in commits.stdout.split():
-        shown = subprocess.run(["git", "show", f"{commit}:{PIN}"], cwd=paths.root(), capture_output=True, text=True)
+        shown = subprocess.run(["git", "show", f"{commit}:./{PIN}"], cwd=paths.root(), capture_output=True, text=True)
         if shown.returncode == 0:
             yield shown.stdout
 

@@ -20,7 +20,7 @@ class InUseError(Exception):
 
 def _lock(domain: str) -> ReadWriteLock:
     """Return the lock of data/<domain>; the system frees it of a process that is killed."""
-    return ReadWriteLock(paths.runs() / f"data-{domain}.lock")
+    return ReadWriteLock(paths.locks() / f"data-{domain}.lock")
 
 
 @contextmanager

@@ -19,10 +19,15 @@ def own() -> str:
     return f"{os.getpid()} {_started(os.getpid())} {socket.gethostname()}"
 
 
+def here(name: str) -> bool:
+    """Tell whether a process of that name is, or was, this machine's."""
+    return name.endswith(f" {socket.gethostname()}")
+
+
 def gone(name: str) -> bool:
     """Tell whether the process of that name is no more; of another machine's nobody here can say, so it is not."""
-    number, started, host = (*name.split(" "), "", "", "")[:3]
-    if host != socket.gethostname() or not number.isdigit():
+    number, started = (*name.split(" "), "", "")[:2]
+    if not here(name) or not number.isdigit():
         return False
     return _started(int(number)) != started
 

@@ -55,6 +55,13 @@ def runs() -> Path:
     return Path(os.environ.get("FEWLOOP_RUNS") or root() / "mlruns")
 
 
+def locks() -> Path:
+    """Return the folder of the locks of data/: with the data, wherever runs lie, or two processes would hold two locks of the same data."""
+    folder = root() / "mlruns"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def writable() -> None:
     """Make the folder of runs. Raises InputError where nothing can be written there."""
     from components.inputs import InputError

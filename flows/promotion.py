@@ -91,9 +91,15 @@ def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef,
         wins, reason = False, f"{reason}; refused: {'; '.join(refused)}"
         for set_tag, where in ((store.set_model_version_tag, (model, version)), (store.set_tag, (line.run_id,))):
             set_tag(*where, "refused", "; ".join(refused))
+    beaten = outside.champion[1] if outside.champion else "none"
+    store.set_model_version_tag(model, version, "incumbent", beaten)  # before the alias: killed between the two, the next run decides the same
+    standing = tracking.alias(model, "champion")
+    if wins and standing is not None and standing.tags["fingerprint"] not in (ours.fingerprint, beaten):
+        reason = f"version {standing.version} became champion meanwhile: not compared with it; run the same command again"
+        store.set_tag(line.run_id, "promotion", reason)
+        return Decision(model, version, False, reason)  # no decision is kept, so that the next run makes one
     if wins:
         store.set_registered_model_alias(model, "champion", version)
-    store.set_model_version_tag(model, version, "incumbent", outside.champion[1] if outside.champion else "none")
     store.set_model_version_tag(model, version, "decision", ("champion: " if wins else "challenger: ") + reason)
     store.set_tag(line.run_id, "promotion", reason)
     return Decision(model, version, wins, reason)

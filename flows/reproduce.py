@@ -15,6 +15,7 @@ from typing import Any
 from components.inputs import InputError, require
 from components.plain import flatten, to_plain
 from flows import config, paths, stages, tracking
+from flows.artifacts import OVERRIDES
 from flows.versions import PIN
 
 ASIDE = ("/seconds", "champion")  # what may differ: times, and what was compared with the champion of that time
@@ -58,7 +59,8 @@ def _recorded(run_id: str) -> tuple[Any, list[str]]:
     done = run is not None and run.data.tags.get("stage") == "retrain" and run.info.status == "FINISHED"
     require(done, f"reproduce must be the id of a finished pipeline's run, got {run_id!r}. See the runs' ids with make ui.")
     assert run is not None and told is not None
-    overrides = run.data.tags["overrides"].split()
+    kept = tracking.run_artifact(run_id, OVERRIDES)
+    overrides = json.loads(kept) if kept is not None else run.data.tags["overrides"].split()  # older runs kept the words alone
     before = flatten(json.loads(told))
     try:
         after = flatten(json.loads(json.dumps(to_plain(config.load(overrides)))))

@@ -12,9 +12,9 @@ from prefect import flow, runtime
 from pydantic import Field
 
 from components.contracts import StageRef
-from components.inputs import InputError
+from components.inputs import InputError, require
 from components.scores import OBJECTIVE_SCORES
-from flows import artifacts, cards, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
+from flows import artifacts, cards, databases, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
 from flows.caching import lookup
 from flows.checks import check_outside, check_pool
 from flows.config import groups, load
@@ -74,10 +74,12 @@ def retrain(
     own_run = tracking.run(folder, f"{config.experiment}-seed{config.seed}", tags, sweep)
     with turn(config.domain.name), own_run as run_id, pinned(*wanted, patient=deployed()) as pool:
         check_pool(config, pool.path)
+        where = databases.shown(tracking.uri())
+        require(tracking.store_exists(), f"{where} must stay while a pipeline waits, or nobody knows the champion; got nothing there. Put it back.")
         plan, outside = registry.planned(config, pool.md5)
         check_outside(config, pool.path, outside)
         line = stages.Pipeline(config, folder, run_id, tags | {"data.md5": pool.data_md5})
-        artifacts.open_parent(line, pool)
+        artifacts.open_parent(line, pool, overrides)
 
         def done(task: Any, name: str, *inputs: Any) -> StageRef:
             before = lookup(plan[name]) is not None

@@ -34,12 +34,18 @@ def client(where: str) -> Any:
     """Return MLflow's client of a store. Raises InputError where that is a database server which does not answer."""
     from mlflow import MlflowClient
 
+    for setting, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
+        os.environ.setdefault(setting, value)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # that it creates tables and engines; traces of what is told in one line
     if databases.is_server(where):
         databases.ask(where)
     else:  # every write finds the file by its name: another one may have been put in its place
         os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     return MlflowClient(where)
+
+
+def _away(error: Exception) -> InputError:
+    return InputError(f"MLflow must answer at {databases.shown(uri())}, got: {one_line(error)}. Start it (make ui), or correct MLFLOW_TRACKING_URI.")
 
 
 def store() -> Any:
@@ -54,8 +60,6 @@ def store_exists() -> bool:
 
 def open_store(name: str) -> str:
     """Return the id of experiment `name`, creating database and experiment once. Raises InputError where MLflow does not answer."""
-    for setting, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
-        os.environ.setdefault(setting, value)
     paths.writable()
     from mlflow.exceptions import MlflowException
 
@@ -69,9 +73,7 @@ def open_store(name: str) -> str:
             own = uri().startswith("sqlite:") or databases.is_server(uri())  # an MLflow server has a place for artifacts of its own
             return str(store().create_experiment(name, artifact_location=(paths.runs() / "artifacts" / name).as_uri() if own else None))
     except (MlflowException, OSError) as error:
-        raise InputError(
-            f"MLflow must answer at {databases.shown(uri())}, got: {one_line(error)}. Start it (make ui), or unset MLFLOW_TRACKING_URI."
-        ) from error
+        raise _away(error) from error
 
 
 def _create() -> None:
@@ -212,6 +214,32 @@ def has_run(run_id: str) -> bool:
     return True
 
 
+def lacks(run_id: str, metrics: Iterable[str]) -> bool:
+    """Tell whether the store knows a run, or will, that has not all of these metrics."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return not set(metrics) <= set(store().get_run(spool().known(run_id)).data.metrics)
+    except UnansweredError:
+        return True
+    except MlflowException as error:
+        return databases.lost(error)
+
+
+def unfinished(run_id: str) -> bool:
+    """Tell whether the store knows a run whose process ended before the run did."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return store().get_run(spool().known(run_id)).info.status in ("FAILED", "KILLED")
+    except (UnansweredError, MlflowException):
+        return False
+
+
+def finish(run_id: str) -> None:
+    _write("end", run_id, status="FINISHED", at=_now())
+
+
 def run_artifact(run_id: str, name: str) -> str | None:
     """Return the text of a run's artifact, or None where there is no such run or artifact."""
     from mlflow.exceptions import MlflowException
@@ -257,16 +285,28 @@ def version_with(model: str, tag: str, value: str) -> Any | None:
 
 
 def versions(model: str) -> list[Any]:
-    return list(store().search_model_versions(f"name = '{model}'"))
+    """Return all versions of a registered model. Raises InputError where MLflow does not answer."""
+    from mlflow.exceptions import MlflowException
+
+    if "'" in model:  # which the registry's own query cannot say
+        return []
+    try:
+        return list(store().search_model_versions(f"name = '{model}'"))
+    except MlflowException as error:
+        if databases.lost(error):
+            raise _away(error) from error
+        raise
 
 
 def alias(model: str, name: str) -> Any | None:
-    """Return the version behind an alias, or None."""
+    """Return the version behind an alias, or None. Raises InputError where MLflow does not answer: nobody knows then whether there is one."""
     from mlflow.exceptions import MlflowException
 
     try:
         return store().get_model_version_by_alias(model, name)
-    except MlflowException:
+    except MlflowException as error:
+        if databases.lost(error):
+            raise _away(error) from error
         return None
 
 
@@ -279,6 +319,8 @@ def version_of(reference: str) -> Any:
     try:
         return store().get_model_version(name, number) if number else store().get_model_version_by_alias(name, known)
     except MlflowException as error:
+        if databases.lost(error):
+            raise _away(error) from error
         held = ", ".join(f"{v.name}/{v.version}" for v in versions(name)) if name else ""
         told = f"{reference} must be a registered model, got none of that name (versions there: {held or 'none'})"
         raise InputError(f"{told}. Run make retrain, or see make ui.") from error

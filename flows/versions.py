@@ -92,7 +92,7 @@ def find_pin(where: str | None) -> str | None:
         return own.read_text() if own.exists() else None
     if Path(where).is_file():
         return Path(where).read_text()
-    shown = subprocess.run(["git", "show", "--end-of-options", f"{where}:{PIN}"], cwd=paths.root(), capture_output=True, text=True)
+    shown = subprocess.run(["git", "show", "--end-of-options", f"{where}:./{PIN}"], cwd=paths.root(), capture_output=True, text=True)
     if shown.returncode == 0:
         return shown.stdout
     from flows import tracking
@@ -140,7 +140,7 @@ def pin_data(domain: DomainSection, where: str | None, write: bool, mirror: str 
 def _alone() -> FileLock:
     """Return the lock of whoever looks at data/ and may change it."""
     paths.runs().mkdir(parents=True, exist_ok=True)
-    return FileLock(paths.runs() / "data.lock")  # waits
+    return FileLock(paths.locks() / "data.lock")  # waits
 
 
 def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | None) -> Pinned:

@@ -1,5 +1,6 @@
 """Distillation: each loss against a closed form, what a teacher has besides, and who is taught."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.nn.functional import cross_entropy, softmax
 
 from components.batches import ItemBatches, LessonBatches, TaskBatches
 from components.contracts import AugmentSection
-from components.distillation import Distillation, class_features, feature_loss, relation_loss, soft_loss, value_loss
+from components.distillation import Distillation, class_features, feature_loss, rank_loss, relation_loss, soft_loss, value_loss
 from components.domains import images
 from components.domains.pool import Pool
 from components.inputs import InputError
@@ -69,6 +70,22 @@ def test_the_relational_loss_is_hubers_of_distances_over_their_mean() -> None:
     assert relation_loss(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(wanted, rel=1e-6)
     turned, _ = np.linalg.qr(random.normal(size=(3, 3)))
     assert relation_loss(torch.tensor(a), torch.tensor(5 * a @ turned + 1)).item() == pytest.approx(0, abs=1e-9)  # shape alone counts
+
+
+def test_a_ranking_is_taught_by_what_the_teacher_thinks_of_each_pair() -> None:
+    random = np.random.default_rng(3)
+    student, teacher = random.normal(size=(2, 5)), 3 * random.normal(size=(2, 5))
+    wanted = []
+    for own, theirs in zip(student, teacher, strict=True):
+        for i, j in itertools.combinations(range(5), 2):
+            better, said = (1 / (1 + np.exp(scores[j] - scores[i])) for scores in (theirs, own))
+            wanted.append(-better * np.log(said) - (1 - better) * np.log(1 - said))
+    args = [torch.tensor(scores)[..., None] for scores in (student, teacher)]
+    assert rank_loss(*args).item() == pytest.approx(np.mean(wanted), rel=1e-9)
+    assert rank_loss(args[0] + 7, args[1] - 5).item() == pytest.approx(np.mean(wanted), rel=1e-6), "an offset says nothing"
+    own = args[1].clone().requires_grad_()
+    rank_loss(own, args[1]).backward()
+    assert own.grad.abs().max() < 1e-12, "who thinks the same has nothing to learn"
 
 
 def test_the_feature_loss_is_the_distance_of_directions() -> None:

@@ -83,11 +83,22 @@ def test_a_regression_answers_values() -> None:
     assert np.allclose(values, serving.predict(at.learner, x, told["support_y"], x[:2]), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e5, 1e15, 1e25])
+def test_numbers_of_another_size_are_answered_in_one_line(size: float) -> None:
+    at = endpoint(objective="squared_error")
+    x = np.full((6, VECTORS[0]), size, dtype=np.float32)
+    found = Client(at).post("/predict", {"support_x": x, "support_y": np.arange(6.0), "query_x": x})
+    if found.status_code == 200:
+        assert np.isfinite(found.json()["values"]).all()
+    else:
+        assert found.status_code == 422 and "Check their scale" in found.json()["error"] and "\n" not in found.json()["error"]
+
+
 def test_a_known_id_adapts_nothing_and_states_go_by_size_and_age(monkeypatch: pytest.MonkeyPatch) -> None:
     at = endpoint()
     calls: list[int] = []
-    adapt = at.learner.adapt
-    monkeypatch.setattr(at.learner, "adapt", lambda support: (calls.append(1), adapt(support))[1])
+    adapt = at.learner.adapt_features
+    monkeypatch.setattr(at.learner, "adapt_features", lambda support: (calls.append(1), adapt(support))[1])
     client, told = Client(at), request()
     for _ in range(3):
         client.post("/predict", told)

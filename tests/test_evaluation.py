@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from scipy.optimize import minimize_scalar
 from sklearn import metrics
+from tasks_for_tests import CONV
 
 from components.contracts import RegistrySection
 from components.domains.pool import Pool
@@ -97,6 +98,8 @@ def test_promotion_needs_the_whole_interval_above_the_margin() -> None:
     assert not judge(gap, True, 0, 0.01)[0]
     assert not judge(gap | {f"{evidence}_ci95": 0.03}, True, 0, 0.0)[0]
     assert judge({}, False, 0, 0.0) == (True, "there was no champion")
+    refused, reason = judge({"gate/5w1s/fused/accuracy": 0.9}, True, 0, 0.0)
+    assert not refused and "takes other inputs" in reason
     errors = {"gate/fused-minus-champion/mse": -0.02, "gate/fused-minus-champion/mse_ci95": 0.015}
     assert judge(errors, True, 0, 0.0)[0], "of an error less is better"
     assert not judge({k: abs(v) for k, v in errors.items()}, True, 0, 0.0)[0]
@@ -137,6 +140,24 @@ def test_further_scores_of_values_equal_those_of_scikit_learn() -> None:
     assert MEASURES["mae"](*args).numpy() == pytest.approx([metrics.mean_absolute_error(*pair) for pair in zip(stars, told, strict=True)])
     assert MEASURES["rmse"](*args).numpy() == pytest.approx([metrics.root_mean_squared_error(*pair) for pair in zip(stars, told, strict=True)])
     assert MEASURES["ndcg_3"](torch.zeros(1, 4, 1), torch.zeros(1, 4)).item() == 1  # nothing to gain
+
+
+def test_gains_of_any_size_have_an_ndcg() -> None:
+    told, counts = torch.tensor([[[3.0], [2.0], [1.0]]]), torch.tensor([[5_000.0, 4_999.0, 0.0]]).double()
+    found = MEASURES["ndcg_3"](told.double(), counts).item()
+    best = 1 + 0.5 / np.log2(3)
+    assert found == pytest.approx(1) and MEASURES["ndcg_3"](-told.double(), counts).item() == pytest.approx((0.5 / np.log2(3) + 1 / np.log2(4)) / best)
+
+
+def test_a_learner_of_other_inputs_is_told(small_pool: Pool) -> None:
+    told = store.spec_of("protonet", {}, CONV, (1, 35, 35), "cross_entropy")
+    assert "takes inputs [1, 35, 35], but domain small has [1, 28, 28]" in store.misfit(told, "cross_entropy", small_pool)
+    assert "predicts by cross_entropy, but return" in store.misfit(told, "return", small_pool)
+    played = told | {"input_shape": [1, 28, 28], "environment": "cartpole"}
+    assert "acts in cartpole, but domain small has None" in store.misfit(played, "cross_entropy", small_pool)
+    fused = store.fused_spec([played, played], "mixture", [0.5, 0.5], False)
+    assert "acts in cartpole" in store.misfit(fused, "cross_entropy", small_pool)
+    assert not store.misfit(told | {"input_shape": [1, 28, 28]}, "cross_entropy", small_pool)
 
 
 def test_guard_rails_refuse_what_is_worse_calibrated_larger_or_costlier() -> None:

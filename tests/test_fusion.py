@@ -289,3 +289,26 @@ def test_training_and_lessons_look_once() -> None:
     assert looked == ["look"] * (8 + 6 + 2)
     assert not torch.allclose(seen, plain)
     assert isinstance(once(store.build(told[0])), ProtoNet)
+
+
+def test_who_looks_once_stays_calibrated() -> None:
+    learner = store.build(store.views_spec(spec("protonet"), 3, NONE)).eval()
+    learner.temperature.fill_(0.6)
+    batch = tasks()
+    seen = predict(learner, batch)  # views that are not bent are the picture itself
+    assert torch.allclose(predict(once(learner), batch), seen, atol=1e-4)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("names", [["maml", "maml"], ["anil", "anil"]])
+def test_a_fused_learner_tells_the_losses_of_its_members_steps(names: list[str], joint: bool) -> None:
+    learner, batch = fused(names, "mixture", [0.3, 0.7], joint).eval(), tasks()
+    with torch.no_grad():
+        support = Examples(learner.encode_tasks(batch.support.x), batch.support.y, batch.support.way)
+    losses = learner.support_losses(support)
+    assert len(losses) == 1 + learner.members[0].steps()
+    with torch.no_grad():
+        last = learner.predict_features(learner.adapt_features(support), support.x)
+    assert losses[-1] == pytest.approx(learner.objective.loss(last, support.y).mean().item(), rel=1e-5)
+    assert losses[-1] < losses[0]
+    assert fused(["protonet", "protonet"], "mixture", [0.5, 0.5]).eval().support_losses(support) == []

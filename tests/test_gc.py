@@ -1,13 +1,17 @@
 """What is removed, and what never is."""
 
+import math
 import os
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from test_versions import domain, project  # noqa: F401
 from workspace import SMOKE, Workspace
 
+from components.inputs import InputError
 from flows import caching, gc, tracking
 from flows.caching import Key
 from flows.versions import pin_data
@@ -61,6 +65,42 @@ def test_what_a_running_pipeline_has_used_is_kept(tmp_path: Path, monkeypatch: p
         assert caching.lookup(used) is not None and caching.lookup(unused) is None
     gc.collect("0")
     assert caching.lookup(used) is None
+
+
+def test_data_whose_pin_cannot_be_read_stop_it_all(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    first = pin_data(domain(), None, True, None)
+    store, experiment = tracking.store(), tracking.open_store("glyphs")
+    with tracking.run(experiment, "pipeline", {"stage": "retrain"}) as run_id:
+        tracking.log_text(run_id, first.pin, "data.dvc")
+    for number in range(101):  # more than the registry tells at once; ours is the last
+        store.create_registered_model(f"model-{number:03d}")
+    store.create_model_version("model-100", "source", tags={"retrain.run_id": run_id, "fingerprint": "none"})
+    pin_data(domain(render_seed=5), None, True, None)
+    (project / "data.dvc").unlink()
+    subprocess.run(["rm", "-rf", project / ".git"], check=True)
+    whole = set((project / ".dvc/cache/files/md5").glob("*/*"))
+    gc.collect("0", "true")
+    kept = whole - set(gc.unused_data(2e9, [first.pin]))
+    gc.collect("0")
+    assert kept <= set((project / ".dvc/cache/files/md5").glob("*/*")) < whole
+    shutil.move(project / "mlruns/artifacts", project / "away")
+    with pytest.raises(InputError, match=r"data.dvc of model-100 version 1 must be readable"):
+        gc.collect("0")
+    assert kept <= set((project / ".dvc/cache/files/md5").glob("*/*"))
+
+
+def test_a_run_of_another_machine_holds_back_for_a_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FEWLOOP_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    store, experiment = tracking.store(), tracking.open_store("glyphs")
+    now = time.time()
+    store.create_run(experiment, int(1000 * (now - 8 * 86_400)), {"process": "7 123 another"})
+    store.create_run(experiment, 0, {"of": "something else"})
+    assert gc._oldest_start(store) == math.inf
+    young = store.create_run(experiment, int(1000 * (now - 6 * 86_400)), {"process": "7 123 another"})
+    assert gc._oldest_start(store) == pytest.approx(now - 6 * 86_400, abs=1)
+    assert young.info.run_id in capsys.readouterr().err
 
 
 def test_data_that_a_pin_names_stay(project: Path) -> None:  # noqa: F811

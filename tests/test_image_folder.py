@@ -5,14 +5,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from sources import Chain, png_head
 
+from components.contracts import SplitsSection
 from components.domains import image_folder, images
 from components.domains.options import ImageFolderOptions, content
+from components.domains.pictures import read_picture
 from components.inputs import InputError
+from components.splits import split_of
 from flows.config import load
 from flows.versions import source_digest
 
@@ -53,6 +57,8 @@ PROBLEMS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "another format": ("(cannot be read)", lambda root: Image.new("L", (9, 9)).save(root / "a" / "tga.png", format="TGA")),
     "a bomb": ("(cannot be read)", lambda root: (root / "a" / "large.png").write_bytes(png_head(60_000))),
     "a link": ("a link out of the folder", lambda root: (root / "a" / "away.png").symlink_to(root.parent / "outside.png")),
+    "a note": ("a/notes.txt (no picture)", lambda root: (root / "a" / "notes.txt").write_text("note")),
+    "another suffix": ("a/9.bmp (no picture)", lambda root: Image.new("L", (9, 9)).save(root / "a" / "9.bmp")),
     "a thin class": ("class thin (1 pictures, needs 2)", lambda root: paint(root / "thin" / "0.png")),
 }
 
@@ -80,6 +86,10 @@ def test_mixed_layouts_and_a_single_class_are_refused(tmp_path: Path) -> None:
         image_folder.build(beside)
     with pytest.raises(InputError, match="at least two classes"):
         image_folder.build(layout(tmp_path / "one", "a"))
+    layout(tmp_path / "deep", "group/a", "group/b")
+    paint(tmp_path / "deep" / "group" / "a" / "train" / "0.png")
+    with pytest.raises(InputError, match=r"group/a/train \(a folder in that of a class\)"):
+        image_folder.build(replace(OPTIONS, root=str(tmp_path / "deep")))
 
 
 def test_a_version_is_what_the_folder_holds_and_not_where_it_lies(tmp_path: Path) -> None:
@@ -94,6 +104,32 @@ def test_a_version_is_what_the_folder_holds_and_not_where_it_lies(tmp_path: Path
     assert digest("there") == before
     paint(tmp_path / "there" / "b" / "new.png")
     assert digest("there") != before
+
+
+def test_what_a_picture_shows_is_what_is_kept(tmp_path: Path) -> None:
+    """Sixteen bits, and strokes of any shade on transparent ground in each of the forms that PNG has."""
+    ramp = np.linspace(0, 65_535, 28 * 28).reshape(28, 28)
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "deep.png")
+    assert read_picture(tmp_path / "deep.png", 28) == pytest.approx(255 - ramp / 257, abs=1) or read_picture(tmp_path / "deep.png", 28) == pytest.approx(
+        ramp / 257, abs=1
+    )
+    stroke = np.zeros((28, 28), dtype=bool)
+    stroke[10:18, 4:24] = True
+    for shade in (0, 255):
+        rgba = Image.fromarray(np.dstack([np.full((28, 28, 3), shade, np.uint8), np.where(stroke, 255, 0).astype(np.uint8)]))
+        for mode in ("RGBA", "LA", "P"):
+            picture = rgba.quantize(4) if mode == "P" else rgba.convert(mode)
+            picture.save(tmp_path / "stroke.png")
+            assert (read_picture(tmp_path / "stroke.png", 28) > 127).tolist() == stroke.tolist(), (mode, shade)
+            seen = read_picture(tmp_path / "stroke.png", 28, True).astype(int)
+            assert abs(seen[14, 14] - seen[0, 0]).min() > 127, (mode, shade)
+
+
+def test_a_split_that_names_its_groups_takes_no_share_of_others() -> None:
+    splits = SplitsSection(train=None, val=[], gate=[], test=["site-b"], shares={"val": 0.15, "gate": 0.1, "test": 0.25})
+    found = [split_of(splits, "site-a", f"class {i}") for i in range(400)]
+    assert "test" not in found and 0.1 < found.count("val") / 400 < 0.2
+    assert split_of(splits, "site-b", "class 1") == "test"
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from workspace import SMOKE, Workspace, until
 from components.curves import curves
 from components.domains.pool import open_pool
 from flows import caching
+from flows.config import load
+from flows.plan import Outside, keys
 
 STAGES = ["tasksets", "tasksets-final", "base", "teacher", "student-0", "student-1", "student-2", "fused", "evaluation"]
 
@@ -139,6 +141,21 @@ def test_the_reason_to_run_is_what_differs_from_the_nearest_output(tmp_path: Pat
     assert caching.why(asked) == ("value 1 -> 2", 1.0)
     assert caching.why(replace(asked, upstream={"pool": "of another domain", "base": "theirs"}))[0] == "value 7 -> 2"
     assert caching.why(replace(asked, name="base", stage="base")) == ("never run", None)
+
+
+def test_a_stage_that_another_pipeline_made_has_the_name_by_which_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWLOOP_ROOT", str(tmp_path))
+    own = made("recipe-plain", 1, 0.0, pool="ours")
+    same = replace(own, name="recipe-class_weight-0.5")
+    assert same.fingerprint == own.fingerprint
+    found = [caching.lookup(key) for key in (own, same)]
+    assert [ref.name for ref in found if ref] == ["recipe-plain", "recipe-class_weight-0.5"]
+
+
+def test_parts_of_a_batch_are_in_the_keys_of_all_that_is_trained() -> None:
+    whole, parts = (keys(load(["trainer=cpu", f"trainer.accumulate={n}"]), "pool", Outside()) for n in (1, 2))
+    changed = {name for name in whole if whole[name].fingerprint != parts[name].fingerprint}
+    assert changed == set(whole) - {"tasksets", "tasksets-final"}
 
 
 def test_a_damaged_output_is_noticed_and_made_again_to_the_last_bit(finished: Workspace) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sources import Chain
@@ -21,6 +22,7 @@ from components.contracts import SplitsSection
 from components.domains import ratings
 from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
+from components.domains.seen import seen_by
 from components.domains.shelf import Shelf
 from components.domains.touches import untouched
 from components.draws import bits, key_of
@@ -252,6 +254,61 @@ def test_what_a_new_user_touched_is_read_as_a_task_would_be(tmp_path: Path) -> N
     inputs, values = shelf.examples(known[0])
     assert np.array_equal(inputs, pool.inputs[own]) and np.array_equal(values, pool.targets[own])
     assert [shelf.names[i] for i in known[0].items] == table["item"].to_pylist()
+
+
+def test_what_is_rated_again_counts_once_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pyarrow.csv.read_csv(own(tmp_path)).to_pandas()
+    first = table[table.user == "u00"].sort_values("time")
+    again = first.head(3).assign(rating=1.25, time=table.time.max() + 1 + np.arange(3))
+    pd.concat([table, again]).to_csv(tmp_path / "again.csv", index=False)
+    source = ratings.build(replace(OPTIONS, file=str(tmp_path / "again.csv"), min_ratings=5, factors=2))
+    assert source.item_notes[:9] == first.item.tolist()[3:] + first.item.tolist()[:3]
+    assert len(set(source.targets[6:9].tolist())) == 1 and "3 ratings left out" in capsys.readouterr().err
+
+
+def test_ratings_that_describe_nothing_are_refused(tmp_path: Path) -> None:
+    path = own(tmp_path)
+    with pytest.raises(InputError, match="factors must be below 12"):
+        ratings.build(replace(OPTIONS, file=str(path), min_ratings=5, factors=16))
+    pyarrow.csv.read_csv(path).to_pandas().assign(rating=1).to_csv(tmp_path / "flat.csv", index=False)
+    with pytest.raises(InputError, match="must hold ratings that differ, got 1 in every row"):
+        ratings.build(replace(OPTIONS, file=str(tmp_path / "flat.csv"), min_ratings=5, factors=2))
+
+
+def test_an_item_is_found_by_its_name_as_it_is_written(tmp_path: Path) -> None:
+    table = pyarrow.csv.read_csv(own(tmp_path)).to_pandas()
+    names = sorted(set(table.item))
+    table["item"] = table.item.map({name: f"{i:04d}" + "X" * (i == 0) for i, name in enumerate(names)})  # as of books: one ends with an X
+    table.to_csv(tmp_path / "books.csv", index=False)
+    write_pool(ratings.build(replace(OPTIONS, file=str(tmp_path / "books.csv"), min_ratings=5, factors=2)), SPLITS, "ratings", "x" * 64, tmp_path / "pool")
+    shelf = Shelf.open(tmp_path / "pool", open_pool(tmp_path / "pool").kept["ratings"])
+    (tmp_path / "one.csv").write_text("item,rating\n0001,2\n0002,3\n")
+    known, unknown = shelf.read(tmp_path / "one.csv")
+    assert [shelf.names[i] for i in known[0].items] == ["0001", "0002"] and unknown == []
+    (tmp_path / "two.csv").write_text("item,rating\n1,2\n0002,3\n")
+    assert shelf.read(tmp_path / "two.csv")[1] == ["1"]
+
+
+def test_a_model_sees_newer_ratings_by_what_it_knows_of_their_items(tmp_path: Path) -> None:
+    table = pyarrow.csv.read_csv(own(tmp_path)).to_pandas()
+    new = table.assign(item=table.item.where(table.item != table.item[0], "newcomer"))
+    pools = []
+    for name, told in (("old", table), ("new", new)):
+        told.to_csv(tmp_path / f"{name}.csv", index=False)
+        source = ratings.build(replace(OPTIONS, file=str(tmp_path / f"{name}.csv"), min_ratings=5, factors=2))
+        write_pool(source, SPLITS, "ratings", "x" * 64, tmp_path / name)
+        pools.append(open_pool(tmp_path / name))
+    before, after = pools
+    assert seen_by(before, tmp_path / "old", before.kept) is before
+    seen = seen_by(after, tmp_path / "old", before.kept)
+    assert seen is not None
+    shelf = Shelf.open(tmp_path / "old", before.kept["ratings"])
+    place = {name: i for i, name in enumerate(shelf.names)}
+    notes = pq.read_table(tmp_path / "new" / "items.parquet")["note"].to_pylist()
+    assert "newcomer" in notes
+    wanted = np.stack([shelf.vectors[place[name]] if name in place else np.zeros(shelf.vectors.shape[1]) for name in notes])
+    assert np.array_equal(seen.inputs, wanted.astype(np.float32)) and not np.allclose(seen.inputs, after.inputs)
+    assert seen_by(after, tmp_path / "old", {"ratings": before.kept["ratings"] | {"greatest": 10.0}}) is None
 
 
 @pytest.mark.slow

@@ -15,8 +15,11 @@ from components.domains import table
 from components.domains.columns import Columns, read_table
 from components.domains.options import TableOptions
 from components.domains.pool import open_pool, write_pool
+from components.domains.seen import seen_by
 from components.inputs import InputError
 from components.splits import split_of
+
+ALL = SplitsSection(train=None, val=[], gate=[], test=[], shares={})  # everything trains
 
 
 def options(file: Path, **more: object) -> TableOptions:
@@ -102,6 +105,56 @@ def test_a_column_that_is_missing_or_holds_text_and_a_class_of_two_groups_are_na
         Columns(["first", "second"], "label", [0, 0], [1, 1], False).take(rows().drop_columns(["second"]), tmp_path)
 
 
+def test_columns_far_from_zero_are_scaled_as_they_are(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    pressure, when = 101_325 + 100 * random.normal(size=20_000), 1.7e9 + 50 * random.normal(size=20_000)
+    pq.write_table(pa.table({"pressure": pressure, "when": when, "label": np.arange(20_000) % 2}), tmp_path / "rows.parquet")
+    write_pool(table.build(options(tmp_path / "rows.parquet")), ALL, "table", "x" * 64, tmp_path / "pool")
+    columns = Columns(**open_pool(tmp_path / "pool").kept["columns"])
+    assert columns.shift == pytest.approx([pressure.mean(), when.mean()], rel=1e-9)
+    assert columns.scale == pytest.approx([pressure.std(), when.std()], rel=1e-6)
+
+
+def test_names_are_texts_and_never_numbers(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("a,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(("0012", "12", " 12", "0012"))))
+    assert [(c.name, c.count) for c in table.build(options(tmp_path / "rows.csv")).classes] == [("0012", 2), ("12", 2)]
+    (tmp_path / "gaps.csv").write_text("a,label\n1,x\n2,\n3,y\n4,\n")
+    with pytest.raises(InputError, match="name in every row of column label, got 2 rows without one"):
+        table.build(options(tmp_path / "gaps.csv", min_items=1))
+    (tmp_path / "latin.csv").write_bytes(b"a,label\n1,caf\xe9\n2,x\n")
+    with pytest.raises(InputError, match="must be a CSV file"):
+        table.build(options(tmp_path / "latin.csv", min_items=1))
+
+
+def test_what_is_no_feature_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.csv").write_text(',a,b,label\n0,1,"1,5",x\n1,2,"2,5",x\n2,4,"3,5",y\n3,8,"4,5",y\n')  # pandas' index, and commas for points
+    source = table.build(options(tmp_path / "rows.csv"))
+    assert isinstance(source.reading, Columns) and source.reading.names == ["a"]
+    assert "2 columns left out that have no name, or hold something else than numbers: (no name), b" in capsys.readouterr().err
+    (tmp_path / "twice.csv").write_text("a,a,label\n1,2,x\n")
+    with pytest.raises(InputError, match="every column once, got a more than once"):
+        table.build(options(tmp_path / "twice.csv"))
+    pq.write_table(pa.table({"a": [2**53 + 1, 5, 7, 9], "label": list("xxyy")}), tmp_path / "long.parquet")
+    assert table.build(options(tmp_path / "long.parquet")).inputs[0, 0] == 2**53
+
+
+def test_a_model_sees_newer_data_by_its_own_columns_and_scales(tmp_path: Path) -> None:
+    pq.write_table(rows(), tmp_path / "old.parquet")
+    more = rows(24).append_column("third", pa.array(np.random.default_rng(4).normal(size=24)))
+    pq.write_table(more, tmp_path / "new.parquet")
+    pools = []
+    for name in ("old", "new"):
+        write_pool(table.build(options(tmp_path / f"{name}.parquet")), ALL, "table", "x" * 64, tmp_path / name)
+        pools.append(open_pool(tmp_path / name))
+    old, new = pools
+    assert seen_by(old, tmp_path, old.kept) is old
+    seen = seen_by(new, tmp_path, old.kept)
+    assert seen is not None and seen.inputs.shape == (24, 2)
+    order = [i for label in range(3) for i in range(label, 24, 3)]  # the pool's, class by class
+    assert seen.inputs == pytest.approx(Columns(**old.kept["columns"]).take(more, tmp_path)[order], abs=1e-5)
+    assert seen_by(old, tmp_path, new.kept) is None and seen_by(old, tmp_path, {}) is None
+
+
 @pytest.mark.slow
 def test_a_champion_of_rows_adapts_to_new_classes_and_is_kept(chain: Callable[[str], Chain], tmp_path: Path) -> None:
     made = chain("table")
@@ -123,3 +176,7 @@ def test_a_champion_of_rows_adapts_to_new_classes_and_is_kept(chain: Callable[[s
     assert [line[1] for line in kept[1:]] == ["", ""] and [line[2:] for line in kept] == [line[2:] for line in lines]
     ended = workspace.run("flows.adapt", "model=models:/table@champion", *again[1:], expect=2)
     assert "support must be given for a model that is not adapted yet" in ended.stderr
+    fewer = workspace.retrain(*made.asked, f"domain.source.features=[{','.join(f'p{i}' for i in range(20))}]").stdout  # the champion reads 49 columns
+    assert "the champion takes other inputs than these data have: not compared" in fewer
+    ended = workspace.retrain(*made.asked, "domain.source.features=[p0,p1]", "learner.start=models:/table@champion", expect=2)
+    assert "The model takes inputs [49], but domain table has [2]" in ended.stderr

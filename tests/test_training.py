@@ -177,6 +177,18 @@ def test_a_start_that_looks_at_several_views_brings_its_weights(small_pool: Pool
         assert torch.equal(one, two)
 
 
+def test_a_student_that_goes_on_takes_over_all_that_it_was(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    for name in ("relation", "set_transformer", "protonet"):
+        start, own = tmp_path / name / "start", load(["experiment=smoke", f"learner={name}", "learner.fit.steps=0", "learner.fit.epoch_steps=10"]).learner
+        told = store.spec_of(name, own.options, replace(CONFIG.backbone, widths=[4, 6, 8, 8]), small_pool.input_shape, "cross_entropy")
+        begun = store.build(told, 5)
+        store.save(begun, told, start, {"trained_on": []}, small_pool.path)
+        more = {"learner": own, "fit": own.fit, "start": str(start), "teachers": (str(start),), "recipe": CONFIG.student.recipe}
+        fit(job(small_pool, small_tasksets, tmp_path / name, "distill", **more), Watch(), name)
+        made = store.load(tmp_path / name / "out")[0].state_dict()
+        assert all(torch.equal(value, made[key]) for key, value in begun.state_dict().items() if key != "temperature"), name
+
+
 def test_the_best_epoch_is_kept_where_that_is_asked_for_after_a_kill_too(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     wild, found = replace(SECTION, lr=1.0), {}
     for keep, stop in (("last", None), ("best", None), ("best", 9)):

@@ -17,7 +17,7 @@ from components.domains import DOMAINS, glyphs
 from components.domains.options import OPTIONS
 from components.inputs import InputError
 from components.splits import homes, split_of
-from flows import paths, versions
+from flows import gc, paths, versions
 from flows.config import load
 from flows.versions import current_digest, find_pin, pin_data, pinned, read_pin, tree_md5
 
@@ -68,6 +68,26 @@ def test_data_in_use_are_shared_and_stay_until_their_user_is_gone(project: Path)
         assert tree_md5(project / "data/glyphs") == before and (project / "data.dvc").read_text() == pin
     with pinned(domain(render_seed=5), None, True, None) as found:  # the one that used them was killed
         assert found.new and found.md5 == tree_md5(project / "data/glyphs") != before
+
+
+def test_data_in_use_are_so_for_whoever_keeps_runs_elsewhere(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with user(project):
+        monkeypatch.setenv("FEWLOOP_RUNS", str(tmp_path / "runs"))
+        (tmp_path / "runs").mkdir()
+        with pytest.raises(InputError, match="must stay as it is while another pipeline uses it"):
+            pin_data(domain(render_seed=5), None, True, None)
+
+
+def test_a_pin_is_found_in_a_project_below_its_repository(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    below = project / "below"
+    below.mkdir()
+    shutil.copy(project / "data.dvc", below)
+    git("add", "below/data.dvc")
+    git("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "below")
+    monkeypatch.setenv("FEWLOOP_ROOT", str(below))
+    pin = (below / "data.dvc").read_text()
+    (below / "data.dvc").unlink()
+    assert find_pin("HEAD") == pin and list(gc._own_pins()) == [pin]
 
 
 def test_who_is_patient_waits_for_data_in_use(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

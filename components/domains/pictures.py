@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from components.inputs import InputError, require
+from components.plain import describe
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ["PNG", "JPEG", "WEBP"]  # Pillow has decoders of some forty others, and what guesses a format may guess any of them
@@ -44,6 +45,16 @@ def list_pictures(folder: Path) -> list[Path]:
     require(folder.is_dir(), f"{folder} must be a folder of pictures, got no such folder. Check the path.")
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     require(len(found) > 0, f"{folder} must hold pictures ({', '.join(SUFFIXES)}), got none. Check the path.")
+    return found
+
+
+def listed(asked: str) -> list[Path]:
+    """Return the pictures of a folder, or those that are named one by one, between commas. Raises InputError where one is missing."""
+    if Path(asked).is_dir():
+        return list_pictures(Path(asked))
+    found = [Path(asked)] if Path(asked).is_file() else [Path(name) for name in asked.split(",")]
+    lacks = [str(path) for path in found if not path.is_file()]
+    require(not lacks, f"query must be a folder of pictures, or pictures between commas, got {describe(lacks)}, which is no file. Check the path.")
     return found
 
 

@@ -1,0 +1,98 @@
+"""Promotion with a real registry: who is compared with whom, and what two pipelines at once, a kill or a silent MLflow may not do."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from workspace import SMOKE, free_port
+
+from components.contracts import StageRef
+from components.domains.pool import Pool
+from components.inputs import InputError
+from flows import promotion, registry, tracking
+from flows.config import load
+from flows.plan import Outside
+from flows.stages import Pipeline
+from flows.versions import Pinned
+
+BETTER = {"gate/fused-minus-champion/accuracy": 0.1, "gate/fused-minus-champion/accuracy_ci95": 0.01}
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A registered model with versions 1, 2, 3 of fingerprints a, b, c."""
+    monkeypatch.setenv("FEWLOOP_RUNS", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracking.open_store("glyphs")
+    tracking.store().create_registered_model("glyphs")
+    for fingerprint in "abc":
+        tracking.store().create_model_version("glyphs", "source", tags={"fingerprint": fingerprint})
+    yield "glyphs"
+    tracking.client.cache_clear()
+
+
+def decided(folder: Path, pool: Pool, ours: str, compared: str | None) -> promotion.Decision:
+    """Decide about the version of fingerprint `ours`, which was better than that of `compared`."""
+    (folder / "learner.json").write_text(json.dumps({"about": {"domain": "glyphs", "trained_on": []}}))
+    experiment = tracking.open_store("glyphs")
+    with tracking.run(experiment, "pipeline", {"stage": "retrain"}) as run_id:
+        line = Pipeline(load([SMOKE]), experiment, run_id, {"data.md5": "x"})
+        pinned = Pinned("glyphs", str(pool.path), "x", "x", "", "already there", False)
+        fused, evaluation = (
+            StageRef(name, name, str(folder), ours, "d", run_id, 1.0, False, BETTER if name == "evaluation" else {}) for name in ("fused", "evaluation")
+        )
+        return promotion._promote(line, pinned, fused, evaluation, Outside(champion=(str(folder), compared) if compared else None))
+
+
+def champion() -> str | None:
+    found = tracking.alias("glyphs", "champion")
+    return found.tags["fingerprint"] if found else None
+
+
+def test_who_beat_a_champion_that_is_one_no_more_waits_for_the_next_run(model: str, small_pool: Pool, tmp_path: Path) -> None:
+    tracking.store().set_registered_model_alias(model, "champion", "1")
+    assert decided(tmp_path, small_pool, "b", "a").champion and champion() == "b"
+    late = decided(tmp_path, small_pool, "c", "a")  # planned before b was promoted
+    assert not late.champion and "version 2 became champion meanwhile" in late.reason and champion() == "b"
+    assert "decision" not in tracking.version_with(model, "fingerprint", "c").tags
+    assert decided(tmp_path, small_pool, "c", "b").champion and champion() == "c"
+
+
+def test_of_two_first_pipelines_the_second_is_no_champion_unseen(model: str, small_pool: Pool, tmp_path: Path) -> None:
+    assert decided(tmp_path, small_pool, "a", None).reason == "there was no champion"
+    assert not decided(tmp_path, small_pool, "b", None).champion and champion() == "a"
+
+
+def test_a_kill_between_the_alias_and_its_reason_changes_no_history(model: str, small_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracking.store().set_registered_model_alias(model, "champion", "1")
+    usual = tracking.client(tracking.uri()).set_model_version_tag
+
+    def killed(name: str, version: str, tag: str, value: str) -> None:
+        if tag == "decision":
+            raise KeyboardInterrupt
+        usual(name, version, tag, value)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking.client(tracking.uri()), "set_model_version_tag", killed)
+        with pytest.raises(KeyboardInterrupt):
+            decided(tmp_path, small_pool, "b", "a")
+    assert champion() == "b" and tracking.version_with(model, "fingerprint", "b").tags["incumbent"] == "a"
+    monkeypatch.setattr(tracking, "model_folder", lambda reference: tmp_path)  # these versions have no files
+    again = registry.opponent(model, Outside(champion=(str(tmp_path), "b")), "b")
+    assert again.champion == (str(tmp_path), "a"), "it is judged against whom it beat"
+    assert decided(tmp_path, small_pool, "b", "a").champion and "better by it" in tracking.version_with(model, "fingerprint", "b").tags["decision"]
+
+
+def test_an_mlflow_that_does_not_answer_is_no_sign_of_no_champion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    for ask in (lambda: registry.incumbent("glyphs"), lambda: tracking.version_of("models:/glyphs@champion"), lambda: tracking.versions("glyphs")):
+        with pytest.raises(InputError, match="MLflow must answer at http"):
+            ask()
+    tracking.client.cache_clear()
+
+
+def test_a_name_that_no_query_can_say_is_no_models(model: str) -> None:
+    assert tracking.versions("o'brien") == []
+    with pytest.raises(InputError, match="must be a registered model"):
+        tracking.version_of("models:/o'brien@champion")
