@@ -52,7 +52,7 @@ def ranked(learner: Any, shelf: Any, known: Any, asked: Any, top: int) -> Iterat
 
     adapted = serving.adapt(learner, *shelf.examples(known))
     offered = np.setdiff1d(np.arange(len(shelf.names)), known.items) if asked is None else asked
-    values = serving.answer(learner, adapted, shelf.vectors[offered])[:, 0]
+    values = serving.answer(learner, adapted, shelf.inputs(offered, known))[:, 0]
     order = np.argsort(-values, kind="stable")[: top or None]
     told = values[order] if learner.objective.name == "ranking" else shelf.told(values[order])
     yield from zip(offered[order].tolist(), told.tolist(), strict=True)

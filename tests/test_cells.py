@@ -112,7 +112,7 @@ def ratings_notes(pool: Pool) -> list[str]:
 
 def test_without_new_items_the_data_are_the_version_that_they_were() -> None:
     domain = load(["experiment=ratings"]).domain
-    older = {name: value for name, value in domain.source.items() if name not in COLD}
+    older = {name: value for name, value in domain.source.items() if name not in RatingsOptions.younger}
     splits = {name: value for name, value in to_plain(domain.splits).items() if value is not None}
     assert source_digest(domain) == fingerprint({"name": "ratings", "source": older, "splits": splits})
     assert source_digest(replace(domain, source=domain.source | COLD)) != source_digest(domain)
@@ -145,8 +145,11 @@ def test_the_cells_are_reported_beside_the_test_split_and_decide_nothing(new_wor
         assert lines[0].split() == list(CELLS)
         row = next(line for line in lines if line.strip().startswith("fused - linear "))
         assert f"{m[f'known-new/1w8s/fused-minus-linear/{name}']:+.4f}" in row
-    assert not any(name.startswith(CELLS) for name in m if "champion" in name)
     assert {name.split("/")[2] for name in m if name.startswith("gate/")} == {"fused"}, "there was no champion to compare with"
     parent = max(workspace.mlflow().search_runs(["1"]), key=lambda run: "stage.fused.run_id" in run.data.tags)
     assert parent.data.metrics["new-new/1w8s/fused/mae"] == m["new-new/1w8s/fused/mae"] == parent.data.metrics["new-new/1w8s/mae"]
     assert "cells.md" in {file.path for file in workspace.mlflow().list_artifacts(parent.info.run_id)}
+    workspace.retrain(*asked, "evaluation.query=2", "tasks.query=2", "seed=1")
+    later = workspace.outputs("evaluate")[-1]["ref"]["metrics"]
+    compared = {name.split("/")[0] for name in later if "champion" in name}
+    assert {"test", "gate"} <= compared and not compared & set(CELLS), "what a champion has seen of known users its data do not say"

@@ -240,8 +240,9 @@ def test_metrics_are_compared_digit_by_digit() -> None:
 
 @pytest.mark.slow
 def test_a_pipeline_is_repeated_to_the_last_digit(finished: Workspace) -> None:
+    finished.retrain(SMOKE, "evaluation.settings=[5w1s, 5w5s]")  # a value with a blank in it
     client = finished.mlflow()
-    runs = client.search_runs([client.get_experiment_by_name("glyphs").experiment_id], "tags.stage = 'retrain'", order_by=["attributes.start_time"])
+    runs = client.search_runs([client.get_experiment_by_name("glyphs").experiment_id], "tags.stage = 'retrain'", order_by=["attributes.start_time DESC"])
     told = finished.retrain(f"reproduce={runs[0].info.run_id}")
     count = sum(not name.endswith("/seconds") and "champion" not in name for name in runs[0].data.metrics)
     assert told.stdout.splitlines()[-1] == f"reproduced {runs[0].info.run_id}: {count} metrics equal to the last digit"

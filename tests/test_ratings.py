@@ -130,18 +130,25 @@ LINES = {
 }
 
 
+PEOPLE = {"ml-100k": ("u.user", "7|25|F|writer|12345\n8|40|M|other|12345\n"), "ml-1m": ("users.dat", "7::F::25::20::12345\n8::M::45::0::12345\n")}
+
+
 @pytest.mark.parametrize("release", LINES)
 def test_each_release_is_read_in_its_own_format_and_counted(tmp_path: Path, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rated, rows, films, titles = LINES[release]
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(f"{release}/{rated}", rows + rows.splitlines()[-1].replace("31", "32") + "\n")
         archive.writestr(f"{release}/{films}", titles)
+        if release in PEOPLE:
+            archive.writestr(f"{release}/{PEOPLE[release][0]}", PEOPLE[release][1])
     with pytest.raises(InputError, match=r"got 2 of 1 \(an altered copy\)"):
         ratings.read_movielens(tmp_path / "a.zip", release)
     monkeypatch.setitem(ratings.PUBLISHED, release, {(2, 1)})
     told = ratings.read_movielens(tmp_path / "a.zip", release)
     assert (told.user.tolist(), told.item.tolist(), told.value.tolist(), told.time.tolist()) == (["7", "7"], ["31", "32"], [2.5, 2.5], [100, 100])
     assert told.sides["31"][-1] == 1.0 and sum(told.sides["31"][:-1]) == 2
+    if release in PEOPLE:
+        assert told.about[:2] == ["female", "age"] and len(told.about) == 4 and told.people["7"][:2] == [1, 25] and sum(told.people["7"][2:]) == 1
 
 
 def test_a_file_without_a_needed_column_or_with_text_for_numbers_is_named(tmp_path: Path) -> None:
@@ -287,6 +294,37 @@ def test_an_item_is_found_by_its_name_as_it_is_written(tmp_path: Path) -> None:
     assert [shelf.names[i] for i in known[0].items] == ["0001", "0002"] and unknown == []
     (tmp_path / "two.csv").write_text("item,rating\n1,2\n0002,3\n")
     assert shelf.read(tmp_path / "two.csv")[1] == ["1"]
+
+
+def test_what_is_told_of_users_stands_beside_their_items(tmp_path: Path) -> None:
+    table = pyarrow.csv.read_csv(own(tmp_path)).to_pandas()
+    age = {user: 20.0 + 3 * i for i, user in enumerate(sorted(set(table.user)))}
+    table["age"] = [age[user] for user in table.user]
+    table.to_csv(tmp_path / "aged.csv", index=False)
+    options = replace(OPTIONS, min_ratings=5, factors=2, file=str(tmp_path / "aged.csv"))
+    plain, told = (ratings.build(o) for o in (options, replace(options, about=["age"])))
+    pools = []
+    for name, source in (("plain", plain), ("told", told)):
+        write_pool(source, SPLITS, "ratings", "x" * 64, tmp_path / name)
+        pools.append(open_pool(tmp_path / name))
+    assert np.array_equal(pools[1].inputs[:, :-1], pools[0].inputs)
+    names = pools[1].classes["name"].to_pylist()
+    train = np.array([age[names[c]] for c in pools[1].split("train")])
+    wanted = np.repeat([(age[name] - train.mean()) / train.std() for name in names], pools[1].counts)
+    assert pools[1].inputs[:, -1] == pytest.approx(wanted, abs=1e-5)
+    shelf = Shelf.open(tmp_path / "told", pools[1].kept["ratings"])
+    (tmp_path / "mine.csv").write_text("item,rating,age\nfilm 3,4.5,50\nfilm 7,2,50\n")
+    (tmp_path / "shy.csv").write_text("item,rating\nfilm 3,4.5\n")
+    known, shy = (shelf.read(tmp_path / f"{name}.csv")[0][0] for name in ("mine", "shy"))
+    assert shelf.examples(known)[0][:, -1] == pytest.approx([(50 - train.mean()) / train.std()] * 2, abs=1e-5)
+    assert shelf.examples(shy)[0][:, -1].tolist() == [0], "who does not tell is taken for the mean"
+    assert seen_by(pools[1], tmp_path / "told", pools[1].kept) is pools[1]
+    again = seen_by(pools[1], tmp_path / "plain", pools[0].kept)
+    held_out = pools[0].items(pools[0].split("test"))  # who describes no item reads them as every model does
+    assert again is not None and np.array_equal(again.inputs[held_out], pools[0].inputs[held_out])
+    assert seen_by(pools[0], tmp_path / "told", pools[1].kept) is None
+    with pytest.raises(InputError, match="about names columns of your own file"):
+        replace(OPTIONS, about=["age"])
 
 
 def test_a_model_sees_newer_ratings_by_what_it_knows_of_their_items(tmp_path: Path) -> None:

@@ -133,19 +133,22 @@ class RatingsOptions(OwnFiles):
     ratings, beside its mean, its count, and genres and year where the release tells them. Where `rating` is null, a row says no more than
     that the user touched the item, and after each stand `negatives` items that they never touched, drawn from `seed`.
 
+    `about`: columns of the file with numbers that describe the user, in any of their rows; releases tell theirs by themselves.
+
     `new_items`: the share of items that no training user is known by. `cells`: how many ratings of known items, and of new ones, users are
     asked for in the cells of a cold start (cells.py); 0 makes none.
     """
 
     own: ClassVar[str] = "file"
     needed: ClassVar[bool] = False
-    younger: ClassVar[tuple[str, ...]] = ("new_items", "cells")
+    younger: ClassVar[tuple[str, ...]] = ("about", "new_items", "cells")
     release: str
     file: str | None
     user: str
     item: str
     rating: str | None
     time: str
+    about: list[str]
     negatives: int
     seed: int
     min_ratings: int
@@ -161,6 +164,8 @@ class RatingsOptions(OwnFiles):
         told = f"domain.source.new_items must be 0 where ratings have no values (domain.source.rating=null), got {self.new_items}. Set it to 0."
         require(self.rating is not None or not self.new_items, told)
         require(self.release in RELEASES, f"domain.source.release must be one of {', '.join(RELEASES)}, got {self.release!r}. Choose one of them.")
+        told = f"domain.source.about names columns of your own file, got {', '.join(self.about)} without one. Set domain.source.file."
+        require(not self.about or self.file is not None, told)
         positive(**{"domain.source.min_ratings": self.min_ratings, "domain.source.negatives": self.negatives})
         require(self.factors >= 0, f"domain.source.factors must be at least 0, got {self.factors}. Use 16, or 0 for none.")
 

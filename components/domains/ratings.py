@@ -1,7 +1,8 @@
 """Ratings: each user is a class, what they rated are its items in the order of time, a task asks for the later ones from the first.
 
 An item is described by what training users said of it: its mean, shrunk towards that of all, its count, and factors of what is left once
-users' and items' means are taken off (Koren, Bell, Volinsky 2009, Computer 42(8)); and by genres and year where the release tells them.
+users' and items' means are taken off (Koren, Bell, Volinsky 2009, Computer 42(8)); and by genres and year where the release tells them. Beside
+an item stands what is told of the user: age, gender and occupation, or the columns of the user's own file.
 Where ratings have no values, touches.py draws what was not touched beside what was.
 """
 
@@ -24,12 +25,12 @@ import pyarrow.parquet as pq
 
 from components.domains.archives import DAMAGED, locate, read_member
 from components.domains.cells import housed, new_ones
-from components.domains.columns import is_numeric, names_in, read_table
+from components.domains.columns import Columns, is_numeric, names_in, numbers, read_table
 from components.domains.options import RatingsOptions
 from components.domains.pool import KEPT, PoolClass, Source
 from components.domains.touches import beside_untouched, first_touches
 from components.inputs import InputError, require
-from components.plain import describe, one_line
+from components.plain import describe, one_line, to_plain
 
 URL = "https://files.grouplens.org/datasets/movielens/{}.zip"
 # (ratings, users) of the published releases; of ml-latest-small those of 2016 and of 2018. Altered copies circulate.
@@ -49,6 +50,8 @@ class Told:
     time: np.ndarray
     sides: dict[str, list[float]]  # genres and year, in the same places for every item
     titles: dict[str, str] = dataclasses.field(default_factory=dict)
+    about: list[str] = dataclasses.field(default_factory=list)  # what is known of users, and of each by name, NaN where it is not told
+    people: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
 
 def read_movielens(path: Path, release: str) -> Told:
@@ -60,6 +63,7 @@ def read_movielens(path: Path, release: str) -> Told:
         rows = _numbers(found["ratings"].replace(b"::", b",").replace(b"\t", b","), skip=int(release == "ml-latest-small"))
         films = dict(_movies(found["movies"], release))
         sides = _sides(films)
+        about, people = _people(found["users"], release) if "users" in found else ([], {})
     except DAMAGED as error:  # Arrow's and csv's errors among them
         raise InputError(f"{path} must be MovieLens' archive {release}.zip, got one that cannot be read: {one_line(error)}. Fetch it again.") from error
     counted = (len(rows), len(np.unique(rows[:, 0])))
@@ -69,7 +73,7 @@ def read_movielens(path: Path, release: str) -> Told:
     same = wanted is None or content_digest(rows) == wanted
     require(same, f"{path} must hold the ratings of {release}, got the same number of others (an altered copy). Fetch it again.")
     users, items = (_names(rows[:, i]) for i in (0, 1))
-    return Told(users, items, rows[:, 2], rows[:, 3], sides, {number: title for number, (title, _) in films.items()})
+    return Told(users, items, rows[:, 2], rows[:, 3], sides, {number: title for number, (title, _) in films.items()}, about, people)
 
 
 def content_digest(rows: np.ndarray) -> str:
@@ -98,8 +102,8 @@ def _names(numbers: np.ndarray) -> np.ndarray:
 
 _FILES = {
     "ml-latest-small": {"ratings": "ratings.csv", "movies": "movies.csv"},
-    "ml-100k": {"ratings": "u.data", "movies": "u.item"},
-    "ml-1m": {"ratings": "ratings.dat", "movies": "movies.dat"},
+    "ml-100k": {"ratings": "u.data", "movies": "u.item", "users": "u.user"},
+    "ml-1m": {"ratings": "ratings.dat", "movies": "movies.dat", "users": "users.dat"},
 }
 
 
@@ -127,12 +131,21 @@ def _sides(films: dict[str, tuple[str, set[str]]]) -> dict[str, list[float]]:
     return sides
 
 
+def _people(raw: bytes, release: str) -> tuple[list[str], dict[str, list[float]]]:
+    """Return what is told of users, and each one's numbers: female or not, age in years, and one number an occupation."""
+    rows = [line.split("::" if release == "ml-1m" else "|") for line in raw.decode("latin-1").splitlines()]
+    age, gender = (2, 1) if release == "ml-1m" else (1, 2)
+    trades = sorted({row[3] for row in rows})
+    people = {row[0]: [float(row[gender] == "F"), float(row[age]), *(float(row[3] == trade) for trade in trades)] for row in rows}
+    return ["female", "age", *(f"occupation {trade}" for trade in trades)], people
+
+
 def read_own(options: RatingsOptions) -> Told:
     """Read the user's own file. Raises InputError naming a column that is missing, or that should hold numbers and does not."""
     path = options.place
     table = read_table(path, [options.user, options.item])
     numeric = [name for name in (options.rating, options.time) if name is not None]
-    needed = [options.user, options.item, *numeric]
+    needed = [options.user, options.item, *numeric, *options.about]
     lacks = [name for name in needed if name not in table.column_names]
     require(not lacks, f"{path} must have the columns {', '.join(needed)}, but lacks {describe(lacks)}. Name them by domain.source.user and so on.")
     for name in numeric:
@@ -142,7 +155,8 @@ def read_own(options: RatingsOptions) -> Told:
     found = [table.column(name).to_numpy().astype(np.float64) for name in numeric]
     whole = all(bool(np.isfinite(own).all()) for own in found)
     require(whole, f"{path} must hold a number in every row of {' and '.join(numeric)}, got gaps. Remove those rows.")
-    return Told(user, item, np.ones(len(user)) if options.rating is None else found[0], found[-1], {})
+    people = dict(zip(user.tolist(), numbers(table, options.about, path).tolist(), strict=True)) if options.about else {}
+    return Told(user, item, np.ones(len(user)) if options.rating is None else found[0], found[-1], {}, about=options.about, people=people)
 
 
 FOLDS = 5
@@ -163,6 +177,8 @@ class Catalogue:
     items: list[str] = dataclasses.field(default_factory=list)
     titles: list[str] = dataclasses.field(default_factory=list)
     scale: dict[str, Any] = dataclasses.field(default_factory=dict)  # columns of a file of ratings, and least, middle and greatest value
+    about: Columns | None = None  # how numbers that describe a user are read, and those of all users [users, U]
+    people: np.ndarray | None = None
     touches: bool = False  # values are 1 of what a user touched, and 0 of what was drawn beside it
     vectors: np.ndarray | None = None  # [1 + FOLDS, items, D] once fitted: of all training users, then without each fold
     fold: np.ndarray | None = None  # [users]: 0 for all others, fold + 1 for training users
@@ -176,7 +192,8 @@ class Catalogue:
         described = [self._describe(rows)]
         for left_out in range(1, FOLDS + 1):
             described.append(self._describe(rows[own != left_out], described[0]))
-        return dataclasses.replace(self, vectors=np.round(np.stack(described), 3), fold=fold)
+        about = self.about.fitted(self.people[trained]) if self.about and self.people is not None else None
+        return dataclasses.replace(self, vectors=np.round(np.stack(described), 3), fold=fold, about=about)
 
     def _describe(self, rows: np.ndarray, towards: np.ndarray | None = None) -> np.ndarray:
         """Return every item's vector [items, D] from ratings [N, 3]; its factors are turned towards those of other vectors."""
@@ -203,18 +220,18 @@ class Catalogue:
         return np.concatenate(parts, 1)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Return each row's item vector [N, D] float32."""
+        """Return each row's item vector, and beside it what is known of the user, [N, D] float32."""
         assert self.vectors is not None and self.fold is not None
         user, item = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64)
         found: np.ndarray = self.vectors.astype(np.float32)[self.fold[user], item]
-        return found
+        return found if self.about is None or self.people is None else np.concatenate([found, self.about.read(self.people)[user]], 1)
 
     def keep(self, folder: Path) -> dict[str, Any]:
         assert self.vectors is not None
         vectors = self.vectors[0].astype(np.float32)
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         pq.write_table(pa.table({"item": self.items, "title": self.titles, "vector": column}), folder / KEPT, compression="zstd")
-        return {"ratings": self.scale}
+        return {"ratings": self.scale | ({"about": to_plain(self.about)} if self.about else {})}
 
 
 def build(options: RatingsOptions, mirror: str | None = None) -> Source:
@@ -264,6 +281,8 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
         unknown = "" if width else ", and nothing describes them: neither genres nor years are told"
         print(f"{int(new.sum()):,} of {len(items):,} items are new to who trains{unknown}", file=sys.stderr, flush=True)
     titles = [told.titles.get(name, name) for name in items]
-    reading = Catalogue(options.factors, len(users), sides, items.tolist(), titles, scale, options.rating is None)
+    about = Columns(told.about, "", [], [], True) if told.about else None
+    people = np.array([told.people.get(name, [np.nan] * len(told.about)) for name in users]) if told.about else None
+    reading = Catalogue(options.factors, len(users), sides, items.tolist(), titles, scale, about, people, options.rating is None)
     names = items.astype(object)[rows[:, 1].astype(np.int64)].tolist()  # each name stands in memory once
     return Source(classes, rows, names, (rows[:, 2] - middle).astype(np.float32), reading=reading, ordered=True, popularity=1)

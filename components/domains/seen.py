@@ -31,22 +31,29 @@ def seen_by(pool: Pool, folder: str | Path, about: dict[str, Any]) -> Pool | Non
 def _table(pool: Pool, told: dict[str, Any] | None) -> Pool | None:
     if told is None or told == pool.kept["columns"]:
         return pool if told else None
-    own, now = Columns(**told), Columns(**pool.kept["columns"])
+    inputs = _columns(pool.inputs, told, pool.kept["columns"])
+    return None if inputs is None else replace(pool, inputs=inputs)
+
+
+def _columns(inputs: np.ndarray, told: dict[str, Any], kept: dict[str, Any]) -> np.ndarray | None:
+    """Return inputs [N, D] that were read by columns `kept` as columns `told` read the same rows; None where these name others."""
+    own, now = Columns(**told), Columns(**kept)
     if not set(own.names) <= set(now.names):
         return None
     place = [now.names.index(name) for name in own.names]
-    rows = pool.inputs[:, place] * np.array(now.scale)[place] + np.array(now.shift)[place]
-    return replace(pool, inputs=own.read(rows))
+    return own.read(inputs[:, place] * np.array(now.scale)[place] + np.array(now.shift)[place])
 
 
 def _ratings(pool: Pool, folder: Path, scale: dict[str, Any] | None) -> Pool | None:
-    if scale is None or any(scale[end] != pool.kept["ratings"][end] for end in ("least", "greatest")):
+    kept = pool.kept["ratings"]
+    if scale is None or any(scale[end] != kept[end] for end in ("least", "greatest")) or ("about" in scale) > ("about" in kept):
         return None
-    own, now = Shelf.open(folder, scale), Shelf.open(pool.path, pool.kept["ratings"])
-    if own.names == now.names and np.array_equal(own.vectors, now.vectors):
+    own, now = Shelf.open(folder, scale), Shelf.open(pool.path, kept)
+    if own.names == now.names and np.array_equal(own.vectors, now.vectors) and scale.get("about") == kept.get("about"):
         return pool
     place = {name: i for i, name in enumerate(own.names)}
     notes = pq.read_table(pool.path / "items.parquet", columns=["note"])["note"].to_pylist()
     numbers = np.array([place.get(name, -1) for name in notes])
     vectors = np.concatenate([own.vectors, np.zeros_like(own.vectors[:1])])  # the last one is of what it does not know
-    return replace(pool, inputs=vectors[numbers].astype(np.float32))
+    about = _columns(pool.inputs[:, now.vectors.shape[1] :], scale["about"], kept["about"]) if "about" in scale else np.zeros((len(numbers), 0))
+    return None if about is None else replace(pool, inputs=np.concatenate([vectors[numbers], about], 1).astype(np.float32))

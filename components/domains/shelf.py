@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.domains.columns import is_numeric, names_in, read_table
+from components.domains.columns import Columns, is_numeric, names_in, numbers, read_table
 from components.domains.pool import KEPT
 from components.domains.touches import with_untouched
 from components.inputs import InputError, require
@@ -17,11 +17,15 @@ from components.plain import describe
 
 @dataclass(frozen=True)
 class Known:
-    """What one user has rated: the items' numbers in the catalogue, and the values as the file tells them (1 where it tells none)."""
+    """What one user has rated: the items' numbers in the catalogue, and the values as the file tells them (1 where it tells none).
+
+    `about`: what is known of the user [U], as the model reads it.
+    """
 
     user: str
     items: np.ndarray
     values: np.ndarray
+    about: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,8 @@ class Shelf:
     def read(self, path: Path) -> tuple[list[Known], list[str]]:
         """Read a file of ratings, of one user or of several; return each user's, and the items that the catalogue lacks.
 
-        Rows are taken in the order of the column of times, where there is one. Raises InputError where a column is missing, a rating lies
-        outside of the scale, a user rated an item twice, or touched too many.
+        Rows are taken in the order of the column of times, where there is one; what no column tells of a user is the mean. Raises InputError
+        where a column is missing, a rating lies outside of the scale, a user rated an item twice, or touched too many.
         """
         scale = self.scale
         table = read_table(path, [scale["user"], scale["item"]])
@@ -67,6 +71,7 @@ class Shelf:
         several = scale["user"] in table.column_names
         users = np.array(names_in(table, scale["user"], path) if several else [""] * len(table))
         items = np.array(names_in(table, scale["item"], path))
+        people = self._people(table, path)
         known, missing = [], set()
         for user in dict.fromkeys(users.tolist()):
             own = users == user
@@ -77,7 +82,7 @@ class Shelf:
             here, unknown = self.numbers(items[own].tolist(), path)
             missing |= set(unknown)
             once = np.sort(np.unique(here, return_index=True)[1])  # what is touched again counts once
-            known.append(Known(user, here[once], values[own][~np.isin(items[own], unknown)][once]))
+            known.append(Known(user, here[once], values[own][~np.isin(items[own], unknown)][once], people[own][0]))
             self.examples(known[-1])  # raises before any work
         require(len(known) > 0, f"{path} must hold ratings, got none. Add some.")
         return known, sorted(missing)
@@ -91,12 +96,26 @@ class Shelf:
         require(not len(odd), f"{path} must hold ratings from {least:g} to {greatest:g}, got {describe([f'{v:g}' for v in odd])}.")
         return values
 
+    def _people(self, table: pa.Table, path: Path) -> np.ndarray:
+        """Return what each row [N, U] tells of its user."""
+        if "about" not in self.scale:
+            return np.zeros((len(table), 0), dtype=np.float32)
+        about = Columns(**self.scale["about"])
+        rows = np.full((len(table), len(about.names)), np.nan)
+        told = [i for i, name in enumerate(about.names) if name in table.column_names]
+        rows[:, told] = numbers(table, [about.names[i] for i in told], path)
+        return about.read(rows)
+
+    def inputs(self, items: np.ndarray, known: Known) -> np.ndarray:
+        """Return the inputs [N, D] of items [N] for a user."""
+        return np.concatenate([self.vectors[items], np.broadcast_to(known.about, (len(items), len(known.about)))], 1)
+
     def examples(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
-        """Return the vectors [S, D] and centred values [S] that a learner adapts to; after what was touched comes what was not, as in training."""
+        """Return the inputs [S, D] and centred values [S] that a learner adapts to; after what was touched comes what was not, as in training."""
         items, values, scale = known.items, known.values, self.scale
         if scale["rating"] is None:
             items, values = with_untouched(items, len(self.names), scale["negatives"], scale["seed"], known.user)
-        return self.vectors[items], (values - scale["middle"]).astype(np.float32)
+        return self.inputs(items, known), (values - scale["middle"]).astype(np.float32)
 
     def told(self, values: np.ndarray) -> np.ndarray:
         """Return centred values on the scale of ratings."""
