@@ -195,7 +195,8 @@ def _spool(where: str, runs: Path) -> Spool:
         try:
             made = getattr(writes, name)(client(where), **values)
         except (MlflowException, FileNotFoundError, requests.RequestException, InputError) as error:
-            raise (UnansweredError if databases.lost(error) else RefusedError)(one_line(error)) from error
+            told = databases.FULL if databases.FULL in str(error) else one_line(error)  # which SQLAlchemy may tell in a later line than the first
+            raise (UnansweredError if databases.lost(error) else RefusedError)(told) from error
         return made if isinstance(made, str) else None
 
     return Spool(runs / "spool" / hashlib.sha256(where.encode()).hexdigest()[:16], do)
