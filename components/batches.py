@@ -9,9 +9,8 @@ from torch.utils.data import IterableDataset
 
 from components.contracts import AugmentSection
 from components.domains import images
-from components.domains.pool import Pool
+from components.domains.pool import Pool, check_shots
 from components.draws import below, bits, key_of, seed_of
-from components.inputs import require
 from components.learning import RecipeSection
 from components.tasks import Examples, Lesson, TaskBatch
 from components.tasksets import TaskTable
@@ -91,15 +90,6 @@ class TaskBatches:
             y = torch.from_numpy(np.ascontiguousarray(self.pool.targets[flat]))
         cuts = [way * n for n in sizes]
         return [Examples(*part, way) for part in zip(torch.split(x, cuts, 1), torch.split(y, cuts, 1), strict=True)]
-
-
-def check_shots(pool: Pool, shot: int, query: int, more: int) -> None:
-    """Raise InputError where a training class is too small for a task and the `more` examples of it that a teacher gets besides."""
-    needed, least = shot + query + more, int(pool.counts[pool.split("train")].min())
-    require(
-        needed <= least,
-        f"student.recipe.teacher_shots={more} needs {needed} examples a class, but one of the training classes has {least}. Lower it, or tasks.query.",
-    )
 
 
 class LessonBatches(TaskBatches):

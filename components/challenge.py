@@ -1,8 +1,4 @@
-"""The one-shot challenge (Lake, Salakhutdinov and Tenenbaum 2015, Science 350): runs of pictures, one known of each class, and their errors.
-
-A run is `<run>/training/*.png`, `<run>/test/*.png` and `<run>/class_labels.txt` with lines `<test picture> <training picture of its class>`,
-paths from the folder that holds the runs. A look-alike tells each run's alphabet besides, in `<run>/alphabet.txt`.
-"""
+"""The one-shot challenge (Lake, Salakhutdinov and Tenenbaum 2015, Science 350): its runs answered and scored, and look-alikes of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.domains import images
+from components.domains.oneshot import ALPHABET, LABELS, WAY, large_groups, named
 from components.domains.pictures import read_picture
 from components.domains.pool import Pool
 from components.draws import seed_of
@@ -21,9 +18,6 @@ from components.evaluation import interval
 from components.inputs import InputError, require
 from components.learners.learner import Learner
 from components.tasks import Examples
-
-LABELS, ALPHABET = "class_labels.txt", "alphabet.txt"
-WAY = 20
 
 
 @dataclass(frozen=True)
@@ -65,34 +59,9 @@ def open_runs(asked: str, pool: Pool, count: int, work: Path) -> Runs:
     return read_runs(folder, pool.input_shape[-1])
 
 
-def check_runs(folder: str | Path) -> None:
-    """Raise InputError where a run's labels are not as they must be; no picture is read."""
-    for labels in sorted(Path(folder).glob(f"*/{LABELS}")):
-        _named(Path(folder), labels.parent)
-
-
 def _read_run(root: Path, run: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    known, asked, truth = _named(root, run)
+    known, asked, truth = named(root, run)
     return np.stack([read_picture(p, size) for p in known]), np.stack([read_picture(p, size) for p in asked]), truth
-
-
-def _named(root: Path, run: Path) -> tuple[list[Path], list[Path], list[int]]:
-    """Return a run's known pictures, its test pictures, and the place of each one's class among the known."""
-    lines = [line.split() for line in (run / LABELS).read_text().splitlines() if line.strip()]
-    known = sorted(p for p in (run / "training").glob("*.png"))
-    places = {path.resolve(): i for i, path in enumerate(known)}
-    asked, truth = [], []
-    for line in lines:
-        require(len(line) == 2, f"{run / LABELS} takes lines <test picture> <training picture>, got {' '.join(line)!r}. Repair it.")
-        test, training = ((root / name).resolve() for name in line)
-        require(
-            training in places and test.parent == (run / "test").resolve() and test.is_file(),
-            f"{run / LABELS} must name pictures of its own run, got {' '.join(line)!r}. Unpack the runs again.",
-        )
-        asked.append(test)
-        truth.append(places[training])
-    require(len(asked) > 0, f"{run / LABELS} must name at least one test picture, got an empty file. Unpack the runs again.")
-    return known, asked, truth
 
 
 def independent(outputs: Tensor) -> Tensor:
@@ -137,14 +106,6 @@ def examine(learners: Mapping[str, Learner], runs: Runs) -> dict[str, float]:
     return metrics
 
 
-def large_groups(pool: Pool, split: str) -> list[str]:
-    """Return the alphabets of a split that have characters enough for a run. Raises InputError where none has."""
-    own = pool.split(split)
-    large = [g for g in sorted({pool.groups[c] for c in own}) if sum(pool.groups[c] == g for c in own) >= WAY]
-    require(len(large) > 0, f"A look-alike of the challenge needs an alphabet of {WAY} characters in split {split}, got none. Use evaluation.challenge=null.")
-    return large
-
-
 def write_lookalike(pool: Pool, split: str, runs: int, seed: int, out: Path) -> None:
     """Write `runs` runs in the challenge's format from the original drawings of a split.
 
@@ -174,6 +135,7 @@ def write_lookalike(pool: Pool, split: str, runs: int, seed: int, out: Path) -> 
             _write(originals[pool.first[classes[of]] + drawers[1]], out / name)
             lines.append(f"{name} {run}/training/class{of + 1:02d}.png")
         (out / run / LABELS).write_text("\n".join(lines) + "\n")
+        (out / run / ALPHABET).write_text(f"{group}\n")
 
 
 def _write(packed: np.ndarray, path: Path) -> None:

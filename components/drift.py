@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from components.contracts import Within
 from components.domains.pool import open_pool
-from components.domains.seen import seen_by
+from components.domains.seen import view
 from components.evaluation import interval, score, task_classes
 from components.inputs import require, way_shot
 from components.learners import store
@@ -25,9 +25,8 @@ def compare(learner: str, role: str, past: str, pool: str, query: int, within: W
     pooled. Raises InputError where the pool gives no such tasks, or where the file is of a version that did not keep the classes.
     """
     model, spec, about = store.load(learner)
-    opened, then = seen_by(open_pool(pool), learner, about), pq.read_table(past)
-    reason = store.misfit(spec, spec["objective"], opened)
-    require(not reason, f"{reason}. Retrain: what the data are made of has changed since.")
+    (opened, reason), then = view(open_pool(pool), learner, spec, about, spec["objective"]), pq.read_table(past)
+    require(opened is not None, f"{reason}. Retrain: what the data are made of has changed since.")
     assert opened is not None
     require("classes" in then.column_names, "the champion's scores must tell the classes of tasks, got a file without. Retrain, or evaluate it anew.")
     then = then.filter(pc.equal(then["role"], role))

@@ -12,7 +12,7 @@ from torch import Tensor
 from components import challenge
 from components.contracts import EvaluationSection
 from components.domains.pool import Pool, open_pool
-from components.domains.seen import seen_by
+from components.domains.seen import view
 from components.draws import seed_of
 from components.evaluation import evaluate
 from components.inputs import way_shot
@@ -91,8 +91,8 @@ def examine(
     seen: dict[str, Pool] = {}
     for name, path in models.items():
         learner, spec, about = store.load(path)
-        own = seen_by(opened, path, about) if name == "champion" else opened
-        if own is None or store.misfit(spec, loaded["base"].objective.name if loaded else spec["objective"], own):
+        own = view(opened, path, spec, about, loaded["base"].objective.name)[0] if name == "champion" else opened
+        if own is None:
             continue  # a champion of other data: promotion says so
         loaded[name] = learner
         seen |= {name: own} if own is not opened else {}

@@ -52,7 +52,7 @@ def headline(line: Pipeline, models: dict[str, StageRef], ours: str, evaluation:
         return scores | {m.removeprefix(f"{name}/"): v for m, v in evaluation.metrics.items() if m.startswith(f"{name}/")}
 
     for name, ref in models.items():  # where its database is gone and the output is not, the parent run holds the scores all the same
-        if tracking.lacks(ref.run_id, own(name)) or (not evaluation.cached and tracking.has_run(ref.run_id)):
+        if tracking.lacks(ref.run_id, own(name)) if evaluation.cached else tracking.has_run(ref.run_id):
             tracking.log_metrics(ref.run_id, own(name))
     tracking.log_metrics(line.run_id, own(ours) | evaluation.metrics)  # ours first: MLflow's compare page begins with the first
     tracking.set_tag(line.run_id, "fingerprint", evaluation.fingerprint)

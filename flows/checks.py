@@ -104,7 +104,7 @@ def check_pool(config: Config, pool: str) -> None:
     shots = max(r.teacher_shots for r in (own.recipe, *own.recipes().values())) if own.count else 0
     if config.backbone.start is None and not shots and challenge != "lookalike":
         return  # nothing that needs to be opened
-    from components.domains.pool import open_pool
+    from components.domains.pool import check_shots, open_pool
 
     opened = open_pool(pool)
     if config.backbone.start is not None:
@@ -112,11 +112,9 @@ def check_pool(config: Config, pool: str) -> None:
 
         backbones.load(config.backbone.start, config.backbone, opened.input_shape)
     if shots:
-        from components.batches import check_shots
-
         check_shots(opened, config.tasks.shot, config.tasks.query, shots)
     if challenge == "lookalike":
-        from components.challenge import large_groups
+        from components.domains.oneshot import large_groups
 
         large_groups(opened, "test")
 
@@ -127,17 +125,22 @@ def check_outside(config: Config, pool: str, outside: "Outside") -> None:
     teachers = {f"student.teacher={name}": folder for name, (folder, _) in outside.teachers.items()}
     if not starts and not teachers:
         return
-    from components.domains.pool import open_pool
-    from components.domains.seen import seen_by
-    from components.learners import store
+    from components.domains.pool import Pool, open_pool
+    from components.domains.seen import misfit, view
+    from components.learners import past
 
     opened = open_pool(pool)
     for where, folder in (starts | teachers).items():
         told = json.loads((Path(folder) / "learner.json").read_text())
-        reason = store.misfit(told["spec"], told["spec"]["objective"] if where in starts else config.domain.objective, opened)
+        spec = past.specification(told["spec"])
+        if where in starts:  # weights can begin anywhere
+            seen: Pool | None = opened
+            reason = misfit(spec, spec["objective"], opened)
+        else:  # a teacher must read what it is shown
+            seen, reason = view(opened, folder, spec, told["about"], config.domain.objective)
         require(not reason, f"{where} must name a model of such inputs. {reason}. Choose another.")
-        same = where in starts or seen_by(opened, folder, told["about"]) is opened  # weights can begin anywhere, a teacher must read what it is shown
-        require(same, f"{where} must name a model of this version of domain {opened.domain}, got one that learned from other columns or factors. Retrain it.")
+        learned = f"{where} must name a model of this version of domain {opened.domain}, got one of other columns, scales or factors"
+        require(seen is opened, f"{learned}. Retrain it on these data, or begin from it: learner.start.")
 
 
 def _check_recipes(config: Config) -> None:
@@ -196,7 +199,7 @@ def _check_challenge(config: Config) -> None:
         return
     found = Path(asked).is_dir() and any(Path(asked).glob("*/class_labels.txt"))
     require(found, f"evaluation.challenge must be a folder of <run>/class_labels.txt, or lookalike, got {asked!r}. Unpack the runs there.")
-    from components.challenge import check_runs
+    from components.domains.oneshot import check_runs
 
     check_runs(asked)
 

@@ -50,15 +50,14 @@ def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Le
 
     Raises InputError where it fits no task.
     """
-    from components.domains.seen import seen_by
+    from components.domains.seen import view
     from components.inputs import require
     from components.learners import store
     from components.learners.reference import Nearest, WithoutSupport
 
     learner, spec, about = store.load(folder)
-    seen = seen_by(pool, folder, about)
-    reason = store.misfit(spec, config.domain.objective, seen)
-    require(not reason, f"{reason}. Choose another model, or another domain.")
+    seen, reason = view(pool, folder, spec, about, config.domain.objective)
+    require(seen is not None, f"{reason}. Choose another model, or another domain.")
     assert seen is not None
     beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learner))
     other.objective = learner.objective

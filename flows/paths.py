@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parent.parent  # of flows/ and components/
@@ -58,8 +58,9 @@ def runs() -> Path:
 def locks() -> Path:
     """Return the folder of the locks of data/: with the data, wherever runs lie, or two processes would hold two locks of the same data."""
     folder = root() / "mlruns"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    with suppress(OSError):
+        folder.mkdir(exist_ok=True)
+    return folder if os.access(folder, os.W_OK) else runs()  # where nothing can be written, nobody changes data
 
 
 def writable() -> None:

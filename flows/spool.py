@@ -55,6 +55,10 @@ class Spool:
             self._append(self.file, {"write": name, "values": values, "run": own})
             return own
 
+    def waits(self) -> bool:
+        """Tell whether writes of this process wait for MLflow."""
+        return self.file.exists()
+
     def replay(self) -> int:
         """Make the writes that wait, of this process and of those that are gone, and return how many of this process wait still."""
         if not self.folder.exists():

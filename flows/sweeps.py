@@ -88,8 +88,8 @@ def _score(points: Sequence[Point]) -> str:
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: scores over all seeds, the challenge's errors, seconds of the last fit, parameters, times.
 
-    Configurations are sorted by their score on validation tasks, the best first: test tasks choose nothing. A score's interval resamples
-    groups and, within them, the tasks of all seeds; the range over seeds stands beside it where there are several.
+    Configurations are sorted by their score on validation tasks, the best first: test tasks choose nothing. A score's interval is over
+    groups, with the tasks of all seeds; the range over seeds stands beside it where there are several.
     """
     first = points[0].result
     settings = _settings(points)

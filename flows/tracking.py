@@ -202,39 +202,45 @@ def _spool(where: str, runs: Path) -> Spool:
     return Spool(runs / "spool" / hashlib.sha256(where.encode()).hexdigest()[:16], do)
 
 
-def has_run(run_id: str) -> bool:
-    """Tell whether the store knows a run, or will: where it does not answer at the moment, that is assumed."""
+def _found(run_id: str) -> Any | None:
+    """Return a run, None where there is none, or it was deleted. Raises UnansweredError where the store is away, at once if it was so before."""
     from mlflow.exceptions import MlflowException
 
+    if not store_exists() or spool().waits():
+        raise UnansweredError("it was away")
     try:
-        store().get_run(spool().known(run_id))
+        found = store().get_run(spool().known(run_id))
+    except (MlflowException, InputError) as error:
+        if databases.lost(error):
+            raise UnansweredError(one_line(error)) from error
+        return None
+    return found if found.info.lifecycle_stage == "active" else None
+
+
+def has_run(run_id: str) -> bool:
+    """Tell whether the store knows a run, or will: where it does not answer at the moment, that is assumed."""
+    try:
+        return _found(run_id) is not None
     except UnansweredError:
         return True
-    except MlflowException as error:
-        return databases.lost(error)
-    return True
 
 
 def lacks(run_id: str, metrics: Iterable[str]) -> bool:
-    """Tell whether the store knows a run, or will, that has not all of these metrics."""
-    from mlflow.exceptions import MlflowException
-
+    """Tell whether the store knows a run that has not all of these metrics."""
     try:
-        return not set(metrics) <= set(store().get_run(spool().known(run_id)).data.metrics)
+        found = _found(run_id)
     except UnansweredError:
-        return True
-    except MlflowException as error:
-        return databases.lost(error)
+        return False
+    return found is not None and not set(metrics) <= set(found.data.metrics)
 
 
 def unfinished(run_id: str) -> bool:
     """Tell whether the store knows a run whose process ended before the run did."""
-    from mlflow.exceptions import MlflowException
-
     try:
-        return store().get_run(spool().known(run_id)).info.status in ("FAILED", "KILLED")
-    except (UnansweredError, MlflowException):
+        found = _found(run_id)
+    except UnansweredError:
         return False
+    return found is not None and found.info.status in ("FAILED", "KILLED")
 
 
 def finish(run_id: str) -> None:

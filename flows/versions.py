@@ -79,6 +79,7 @@ def source_digest(domain: DomainSection) -> str:
     source, options = dict(domain.source), OPTIONS[domain.name](**domain.source)
     if isinstance(options, OwnFiles):
         source = {name: value for name, value in source.items() if value or name not in options.younger}
+        source |= {"reading": options.read} if options.read else {}
         if options.given:  # what they hold counts, not where they lie
             source[options.own] = content(options.place)
     splits = {name: value for name, value in to_plain(domain.splits).items() if value is not None}

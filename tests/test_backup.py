@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from workspace import PATIENCE, SMOKE, Workspace
 
+from components.inputs import InputError
+from flows import tracking
+from flows.backup import backup
+
 FEW = [SMOKE, "student.count=0", "evaluation.settings=[5w1s]"]
 ASKED = ["model=models:/glyphs@champion", "domain=glyphs", *FEW]
 
@@ -57,3 +61,30 @@ def test_what_is_no_backup_is_told_and_changes_nothing(new_workspace: Callable[.
         assert told in workspace.run("flows.backup", *arguments, expect=2).stderr, arguments
     assert {p: p.stat().st_mtime for p in workspace.root.rglob("*") if p.is_file()} == before
     assert not (tmp_path / "outside.py").exists() and not (tmp_path / "other.tar").exists()
+
+
+def test_a_database_elsewhere_comes_back_to_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "other").mkdir()
+    for name, value in (
+        ("FEWLOOP_ROOT", tmp_path / "project"),
+        ("PREFECT_HOME", tmp_path / "home"),
+        ("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other/my.db"),
+    ):
+        monkeypatch.setenv(name, str(value))
+    tracking.open_store("glyphs")
+    backup(out=str(tmp_path / "kept.tar"))
+    tracking.client.cache_clear()
+    (tmp_path / "other" / "my.db").unlink()
+    shutil.rmtree(tmp_path / "project" / "mlruns")
+    backup(restore=str(tmp_path / "kept.tar"))
+    assert tracking.store().get_experiment_by_name("glyphs") is not None
+    assert not (tmp_path / "project" / "mlruns" / "mlflow.db").exists()
+    tracking.client.cache_clear()
+
+
+def test_a_database_server_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:S3cret@host/db")
+    with pytest.raises(InputError, match="must be a file, got postgresql://me:") as told:
+        backup(out="x.tar")
+    assert "S3cret" not in str(told.value)

@@ -116,6 +116,9 @@ def test_without_new_items_the_data_are_the_version_that_they_were() -> None:
     splits = {name: value for name, value in to_plain(domain.splits).items() if value is not None}
     assert source_digest(domain) == fingerprint({"name": "ratings", "source": older, "splits": splits})
     assert source_digest(replace(domain, source=domain.source | COLD)) != source_digest(domain)
+    large = {name: domain.source | {"release": name} for name in ("ml-100k", "ml-1m")}
+    plain = [fingerprint({"name": "ratings", "source": older | {"release": name}, "splits": splits}) for name in large]
+    assert not {source_digest(replace(domain, source=source)) for source in large.values()} & set(plain), "these tell of their users since"
 
 
 def test_what_cells_cannot_be_made_of_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """The one-shot challenge: its reader on runs with known answers, both decisions, and the look-alike."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from components.domains.options import OmniglotOptions
 from components.domains.pool import Pool, open_pool, write_pool
 from components.inputs import InputError
 from components.learners.reference import Nearest
+from flows.paths import CODE
 
 
 def write_run(folder: Path, pairs: list[tuple[int, int]], seed: int = 0) -> list[np.ndarray]:
@@ -111,7 +114,8 @@ def test_the_look_alike_has_the_challenges_protocol(tmp_path: Path, pool: Pool) 
         assert gaps.min() <= 1.5 / 255
         return int(gaps.argmin())
 
-    for known, asked, truth in zip(runs.known, runs.asked, runs.truth.numpy(), strict=True):
+    told: dict[int, str] = {}
+    for known, asked, truth, group in zip(runs.known, runs.asked, runs.truth.numpy(), runs.group.tolist(), strict=True):
         of, other = [item(p) for p in known], [item(p) for p in asked]
         classes = np.searchsorted(pool.first, of, side="right") - 1
         assert (np.searchsorted(pool.first, other, side="right") - 1)[np.argsort(truth)].tolist() == classes.tolist()
@@ -119,13 +123,28 @@ def test_the_look_alike_has_the_challenges_protocol(tmp_path: Path, pool: Pool) 
         first, second = {i - pool.first[c] for i, c in zip(of, classes, strict=True)}, {i - pool.first[c] for i, c in zip(other, classes[truth], strict=True)}
         assert len(first) == len(second) == 1 and first != second
         assert sorted(truth.tolist()) == list(range(20)) != truth.tolist()
+        assert told.setdefault(group, pool.groups[classes[0]]) == pool.groups[classes[0]]
+    assert len(told) == len(set(told.values())) > 1, "intervals are over alphabets"
+
+
+def test_what_a_pool_cannot_give_is_told_without_torch(pool: Pool) -> None:
+    script = (
+        "import sys; from flows.checks import check_pool; from flows.config import load; from components.inputs import InputError\n"
+        f"asked = lambda *more: check_pool(load(['experiment=omniglot_small1', 'student.sweep=[]', *more]), {str(pool.path)!r})\n"
+        "asked()\n"
+        "try: asked('student.recipe.teacher_shots=20')\n"
+        "except InputError as error: print(error)\n"
+        "print('torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=CODE).stdout.splitlines()
+    assert told[0].startswith("student.recipe.teacher_shots=20 needs") and told[1] == "False"
 
 
 def test_the_look_alike_is_the_same_every_time(tmp_path: Path, pool: Pool) -> None:
     for folder in ("a", "b"):
         challenge.write_lookalike(pool, "test", 2, 0, tmp_path / folder)
     files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(files) == 2 * 41
+    assert len(files) == 2 * 42
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 

@@ -10,6 +10,7 @@ from tasks_for_tests import CONV
 
 from components.contracts import RegistrySection
 from components.domains.pool import Pool
+from components.domains.seen import misfit
 from components.evaluation import BINS, Scores, interval, paired, score
 from components.inputs import InputError
 from components.learners import store
@@ -151,13 +152,13 @@ def test_gains_of_any_size_have_an_ndcg() -> None:
 
 def test_a_learner_of_other_inputs_is_told(small_pool: Pool) -> None:
     told = store.spec_of("protonet", {}, CONV, (1, 35, 35), "cross_entropy")
-    assert "takes inputs [1, 35, 35], but domain small has [1, 28, 28]" in store.misfit(told, "cross_entropy", small_pool)
-    assert "predicts by cross_entropy, but return" in store.misfit(told, "return", small_pool)
+    assert "takes inputs [1, 35, 35], but domain small has [1, 28, 28]" in misfit(told, "cross_entropy", small_pool)
+    assert "predicts by cross_entropy, but return" in misfit(told, "return", small_pool)
     played = told | {"input_shape": [1, 28, 28], "environment": "cartpole"}
-    assert "acts in cartpole, but domain small has None" in store.misfit(played, "cross_entropy", small_pool)
+    assert "acts in cartpole, but domain small has None" in misfit(played, "cross_entropy", small_pool)
     fused = store.fused_spec([played, played], "mixture", [0.5, 0.5], False)
-    assert "acts in cartpole" in store.misfit(fused, "cross_entropy", small_pool)
-    assert not store.misfit(told | {"input_shape": [1, 28, 28]}, "cross_entropy", small_pool)
+    assert "acts in cartpole" in misfit(fused, "cross_entropy", small_pool)
+    assert not misfit(told | {"input_shape": [1, 28, 28]}, "cross_entropy", small_pool)
 
 
 def test_guard_rails_refuse_what_is_worse_calibrated_larger_or_costlier() -> None:

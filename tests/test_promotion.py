@@ -5,12 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tasks_for_tests import CONV
 from workspace import SMOKE, free_port
 
 from components.contracts import StageRef
 from components.domains.pool import Pool
 from components.inputs import InputError
+from components.learners import store
 from flows import promotion, registry, tracking
+from flows.checks import check_outside
 from flows.config import load
 from flows.plan import Outside
 from flows.stages import Pipeline
@@ -96,3 +99,15 @@ def test_a_name_that_no_query_can_say_is_no_models(model: str) -> None:
     assert tracking.versions("o'brien") == []
     with pytest.raises(InputError, match="must be a registered model"):
         tracking.version_of("models:/o'brien@champion")
+
+
+def test_a_start_of_an_early_version_fits_or_is_told(small_pool: Pool, tmp_path: Path) -> None:
+    spec = store.spec_of("protonet", {}, CONV, (1, 28, 28), "cross_entropy")
+    del spec["objective"]  # as it was written then
+    for size in (28, 35):
+        (tmp_path / str(size)).mkdir()
+        (tmp_path / str(size) / "learner.json").write_text(json.dumps({"spec": spec | {"input_shape": [1, size, size]}, "about": {}}))
+    check_outside(load([SMOKE]), str(small_pool.path), Outside(start=(str(tmp_path / "28"), "f")))
+    for outside in (Outside(start=(str(tmp_path / "35"), "f")), Outside(teachers={"models:/x/1": (str(tmp_path / "35"), "f")})):
+        with pytest.raises(InputError, match=r"takes inputs \[1, 35, 35\], but domain small has \[1, 28, 28\]"):
+            check_outside(load([SMOKE]), str(small_pool.path), outside)

@@ -16,7 +16,6 @@ import pytest
 import torch
 from sources import Chain
 from sources import ratings_file as own
-from sources import touches_file as touches
 
 from components.contracts import SplitsSection
 from components.domains import ratings
@@ -24,8 +23,6 @@ from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
 from components.domains.seen import seen_by
 from components.domains.shelf import Shelf
-from components.domains.touches import untouched
-from components.draws import bits, key_of
 from components.examination import linear_references
 from components.inputs import InputError
 from components.learners import store
@@ -35,7 +32,6 @@ from components.tasksets import TaskSpec, draw
 from flows.config import load
 
 OPTIONS = RatingsOptions(**load(["experiment=ratings"]).domain.source)
-CLICKS = RatingsOptions(**load(["experiment=clicks"]).domain.source)
 SPLITS = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.5})
 THREE = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.3, "val": 0.3})
 
@@ -196,73 +192,6 @@ def test_a_file_of_ratings_is_read_as_the_model_knows_its_items(tmp_path: Path) 
             shelf.read(tmp_path / "mine.csv")
 
 
-def test_beside_each_touched_item_stand_others_that_the_user_never_touched(tmp_path: Path) -> None:
-    path = touches(tmp_path)
-    told = pyarrow.csv.read_csv(path).sort_by([("user", "ascending"), ("time", "ascending")]).to_pandas()
-    again = told.assign(time=told.time + 100)  # everything is touched once more, later
-    pyarrow.csv.write_csv(pa.Table.from_pandas(pd.concat([again, told])), path)
-    source = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=2, negatives=2))
-    assert [c.count for c in source.classes] == [18] * 12
-    assert source.targets.tolist() == [0.5, -0.5, -0.5] * 72  # 1 and 0, centred
-    by_user = np.array(source.item_notes).reshape(12, 6, 3)
-    assert by_user[:, :, 0].ravel().tolist() == told["item"].tolist()
-    for user, items in zip(source.classes, by_user, strict=True):
-        assert len(set(items.ravel())) == 18, "no item twice"
-        assert not set(items[:, 1:].ravel()) & set(told[told.user == user.name]["item"])
-    others = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=2, negatives=2, seed=1))
-    assert (np.array(others.item_notes).reshape(12, 6, 3)[:, :, 0] == by_user[:, :, 0]).all() and others.item_notes != source.item_notes
-
-
-def test_what_is_drawn_is_a_function_of_seed_user_and_position(tmp_path: Path) -> None:
-    touched = np.array([4, 9, 2, 7])
-    drawn = untouched(touched, 50, 3, 5, "ann")
-    free = [i for i in range(50) if i not in touched]
-    order = sorted(free, key=lambda i: int(bits(key_of("untouched", 5, "ann"), np.array([i]))[0]))
-    assert drawn.tolist() == np.array(order[:12]).reshape(4, 3).tolist()
-    assert untouched(touched[::-1], 50, 3, 5, "ann").tolist() == drawn.tolist()
-    assert untouched(touched, 50, 3, 5, "bob").tolist() != drawn.tolist()
-    often = np.bincount(np.concatenate([untouched(touched, 20, 2, 0, str(user)).ravel() for user in range(4000)]), minlength=20)
-    assert (often[touched] == 0).all() and often.sum() == 32_000
-    assert np.abs(np.delete(often, touched) / 2000 - 1).max() < 0.1, "each of the 16 others as often"
-    with pytest.raises(InputError, match="need 12 of them, but only 11 of 15 items are left"):
-        untouched(touched, 15, 3, 0, "ann")
-
-
-def test_users_who_touched_nearly_all_are_left_out_and_popularity_counts_touches_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = touches(tmp_path)
-    table = pyarrow.csv.read_csv(path)
-    greedy = pa.table({"user": ["u999"] * 16, "item": [f"page {i}" for i in range(16)], "time": list(range(16))})
-    pyarrow.csv.write_csv(pa.concat_tables([table, greedy]), path)
-    source = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=0))
-    assert [c.name for c in source.classes] == [f"u{i:03}" for i in range(12)] and "1 users left out" in capsys.readouterr().err
-    write_pool(source, SPLITS, "clicks", "x" * 64, tmp_path / "pool")
-    pool = open_pool(tmp_path / "pool")
-    shelf = Shelf.open(pool.path, pool.kept["ratings"])
-    trains = [c.name for c in source.classes if split_of(SPLITS, c.group, c.name) == "train"]
-    told = table.to_pandas()
-    count = told[told.user.isin(trains)].groupby("item").size()
-    assert pool.popularity == 1
-    assert shelf.vectors[:, 1] == pytest.approx([np.log1p(count.get(name, 0)) / 5 for name in shelf.names], abs=6e-4)
-
-
-def test_what_a_new_user_touched_is_read_as_a_task_would_be(tmp_path: Path) -> None:
-    path = touches(tmp_path)
-    source = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=2))
-    write_pool(source, SPLITS, "clicks", "x" * 64, tmp_path / "pool")
-    pool = open_pool(tmp_path / "pool")
-    shelf = Shelf.open(pool.path, pool.kept["ratings"])
-    cls = pool.split("test")[0]
-    own, name = pool.items(np.array([cls])), source.classes[cls].name
-    table = pyarrow.csv.read_csv(path).sort_by("time")
-    table = table.filter(pa.compute.equal(table["user"], name))
-    again = table.set_column(2, "time", pa.compute.add(table["time"], 50)).take([3, 1, 0, 5, 4, 2])  # what is touched again counts once
-    pyarrow.csv.write_csv(pa.concat_tables([again, table]), tmp_path / "mine.csv")
-    known, _ = shelf.read(tmp_path / "mine.csv")
-    inputs, values = shelf.examples(known[0])
-    assert np.array_equal(inputs, pool.inputs[own]) and np.array_equal(values, pool.targets[own])
-    assert [shelf.names[i] for i in known[0].items] == table["item"].to_pylist()
-
-
 def test_what_is_rated_again_counts_once_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = pyarrow.csv.read_csv(own(tmp_path)).to_pandas()
     first = table[table.user == "u00"].sort_values("time")
@@ -318,6 +247,16 @@ def test_what_is_told_of_users_stands_beside_their_items(tmp_path: Path) -> None
     known, shy = (shelf.read(tmp_path / f"{name}.csv")[0][0] for name in ("mine", "shy"))
     assert shelf.examples(known)[0][:, -1] == pytest.approx([(50 - train.mean()) / train.std()] * 2, abs=1e-5)
     assert shelf.examples(shy)[0][:, -1].tolist() == [0], "who does not tell is taken for the mean"
+    some = table.sort_values("time").assign(age=lambda t: t.age.where(t.time != t.time.max()) + t.time)  # it grows, and the last row does not tell
+    some.sample(frac=1, random_state=0).to_csv(tmp_path / "grown.csv", index=False)
+    write_pool(ratings.build(replace(options, file=str(tmp_path / "grown.csv"), about=["age"])), SPLITS, "ratings", "x" * 64, tmp_path / "grown")
+    grown = open_pool(tmp_path / "grown")
+    cls = int(grown.split("test")[0])
+    some[some.user == names[cls]].sample(frac=1, random_state=1).to_csv(tmp_path / "one.csv", index=False)
+    (one,), _ = Shelf.open(tmp_path / "grown", grown.kept["ratings"]).read(tmp_path / "one.csv")
+    trained = np.array([age[names[c]] for c in grown.split("train")])
+    newest = (age[names[cls]] - trained.mean()) / trained.std()  # all have grown alike
+    assert one.about == pytest.approx([newest], abs=1e-5) and grown.inputs[grown.first[cls], -1] == pytest.approx(newest, abs=1e-5)
     assert seen_by(pools[1], tmp_path / "told", pools[1].kept) is pools[1]
     again = seen_by(pools[1], tmp_path / "plain", pools[0].kept)
     held_out = pools[0].items(pools[0].split("test"))  # who describes no item reads them as every model does
@@ -347,21 +286,6 @@ def test_a_model_sees_newer_ratings_by_what_it_knows_of_their_items(tmp_path: Pa
     wanted = np.stack([shelf.vectors[place[name]] if name in place else np.zeros(shelf.vectors.shape[1]) for name in notes])
     assert np.array_equal(seen.inputs, wanted.astype(np.float32)) and not np.allclose(seen.inputs, after.inputs)
     assert seen_by(after, tmp_path / "old", {"ratings": before.kept["ratings"] | {"greatest": 10.0}}) is None
-
-
-@pytest.mark.slow
-def test_what_a_user_likes_is_ranked_from_what_they_touched(chain: Callable[[str], Chain], tmp_path: Path) -> None:
-    workspace = chain("clicks").workspace
-    metrics = workspace.metrics()
-    assert metrics["test/1w8s/fused/pairs"] > metrics["test/1w8s/popularity/pairs"] + 0.1, "popularity knows no taste"
-    assert metrics["test/1w8s/fused/ndcg_5"] > metrics["test/1w8s/mean/ndcg_5"]
-    (tmp_path / "mine.csv").write_text("item\npage 1\npage 3\npage 5\npage 7\n")
-    told = workspace.run("flows.adapt", "model=models:/clicks@champion", f"support={tmp_path / 'mine.csv'}", f"out={tmp_path / 'ranked.csv'}").stdout
-    assert "26 items ranked for 1 user from 4 touched items" in told
-    ranked = pyarrow.csv.read_csv(tmp_path / "ranked.csv")
-    assert ranked.column_names == ["item", "title", "score"] and ranked["score"].to_pylist() == sorted(ranked["score"].to_pylist(), reverse=True)
-    best = [int(name.removeprefix("page ")) for name in ranked["item"].to_pylist()[:8]]
-    assert sum(item % 2 for item in best) >= 7, "who likes odd pages is shown odd pages"
 
 
 @pytest.mark.slow

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 from workspace import SMOKE, Workspace, free_port, until
 
-from flows import spool, tracking, ui
+from components.contracts import StageRef
+from flows import artifacts, spool, tracking, ui
+from flows.config import load
 from flows.spool import RefusedError
+from flows.stages import Pipeline
 
 
 @pytest.fixture
@@ -61,6 +64,28 @@ def test_what_is_told_while_the_database_is_away_is_there_when_it_is_back(databa
     assert tracking.run_artifact(made.info.run_id, "notes/note.txt") == "told"
     assert tracking.run_artifact(made.info.run_id, Path(__file__).name) == Path(__file__).read_text()
     assert not waiting(database.parent)
+
+
+def test_a_stage_that_was_killed_after_its_output_is_completed_and_a_deleted_run_left_alone(database: Path, tmp_path: Path) -> None:
+    experiment = tracking.open_store("some")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "stage.json").write_text("{}")
+    runs = []
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), tracking.run(experiment, "base", {"stage": "base"}) as run_id:
+            raise ZeroDivisionError
+        runs.append(run_id)
+    with tracking.run(experiment, "parent", {"stage": "retrain"}) as parent:
+        tracking.store().delete_run(runs[1])
+        line = Pipeline(load([SMOKE]), experiment, parent, {})
+        for run_id in runs:
+            artifacts.link(line, StageRef("base", "base", str(tmp_path / "output"), "f", "d", run_id, 1.0, True, {}))
+        assert tracking.store().get_run(runs[0]).info.status == "FINISHED" and tracking.run_artifact(runs[0], "stage.json") == "{}"
+        assert tracking.lacks(runs[0], {"test/accuracy"}) and not tracking.lacks(runs[1], {"test/accuracy"}) and not tracking.has_run(runs[1])
+        away = database.with_suffix(".away")
+        database.rename(away)
+        assert not tracking.unfinished(runs[0]) and tracking.has_run(runs[0]) and not database.exists()
+        away.rename(database)
 
 
 def test_a_database_put_back_from_a_copy_gets_what_comes_after(database: Path) -> None:

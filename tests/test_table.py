@@ -131,6 +131,8 @@ def test_what_is_no_feature_is_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     source = table.build(options(tmp_path / "rows.csv"))
     assert isinstance(source.reading, Columns) and source.reading.names == ["a"]
     assert "2 columns left out that have no name, or hold something else than numbers: (no name), b" in capsys.readouterr().err
+    (tmp_path / "sheet.csv").write_text("a,label,,\n1,x,,\n2,x,,\n3,y,,\n4,y,,\n")  # as spreadsheets end their lines
+    assert len(table.build(options(tmp_path / "sheet.csv")).inputs) == 4
     (tmp_path / "twice.csv").write_text("a,a,label\n1,2,x\n")
     with pytest.raises(InputError, match="every column once, got a more than once"):
         table.build(options(tmp_path / "twice.csv"))

@@ -78,6 +78,12 @@ def test_data_in_use_are_so_for_whoever_keeps_runs_elsewhere(project: Path, tmp_
             pin_data(domain(render_seed=5), None, True, None)
 
 
+def test_a_project_that_may_only_be_read_is_locked_where_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWLOOP_ROOT", "/proc/self")
+    monkeypatch.setenv("FEWLOOP_RUNS", str(tmp_path))
+    assert paths.locks() == tmp_path
+
+
 def test_a_pin_is_found_in_a_project_below_its_repository(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     below = project / "below"
     below.mkdir()

@@ -64,7 +64,7 @@ def read_table(path: Path, names: Sequence[str | None] = ()) -> pa.Table:
         found = list(table.column_names)  # nor names
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be a CSV file with a header or a Parquet file, got: {one_line(error)}. Check the file.") from error
-    twice = sorted({name for name in found if found.count(name) > 1})
+    twice = sorted({name for name in found if name and found.count(name) > 1})
     require(not twice, f"{path} must name every column once, got {describe(twice)} more than once. Rename them.")
     return table
 
@@ -75,6 +75,13 @@ def names_in(table: pa.Table, column: str, where: Path) -> list[str]:
     gaps = found.count("")
     require(gaps == 0, f"{where} must hold a name in every row of column {column}, got {gaps} rows without one. Fill or remove them.")
     return found
+
+
+def newest(names: Sequence[str], rows: np.ndarray) -> dict[str, list[float]]:
+    """Return for every name what its rows [N, U], in the order of time, told last, column by column; NaN where they never told."""
+    told = np.asarray(names)
+    last = [dict(zip(told[known].tolist(), column[known].tolist(), strict=True)) for column in rows.T for known in [np.isfinite(column)]]
+    return {name: [of.get(name, np.nan) for of in last] for name in dict.fromkeys(told.tolist())}
 
 
 def is_numeric(kind: pa.DataType) -> bool:

@@ -64,9 +64,16 @@ class OwnFiles:
     needed: ClassVar[bool] = True  # without them there is nothing else that the domain could be made of
     younger: ClassVar[tuple[str, ...]] = ()  # options that came later: where they are 0, the data are the version that they were without them
 
+    reading: ClassVar[int] = 2  # another number whenever the same files become another pool
+
     @property
     def given(self) -> bool:
         return self.needed or getattr(self, self.own) is not None
+
+    @property
+    def read(self) -> int | None:
+        """Return the number of the way in which the data are read, None for the first way."""
+        return self.reading if self.given else None
 
     @property
     def place(self) -> Path:
@@ -133,7 +140,7 @@ class RatingsOptions(OwnFiles):
     ratings, beside its mean, its count, and genres and year where the release tells them. Where `rating` is null, a row says no more than
     that the user touched the item, and after each stand `negatives` items that they never touched, drawn from `seed`.
 
-    `about`: columns of the file with numbers that describe the user, in any of their rows; releases tell theirs by themselves.
+    `about`: columns of the file with numbers that describe the user, the newest of each counts; releases tell theirs by themselves.
 
     `new_items`: the share of items that no training user is known by. `cells`: how many ratings of known items, and of new ones, users are
     asked for in the cells of a cold start (cells.py); 0 makes none.
@@ -155,6 +162,10 @@ class RatingsOptions(OwnFiles):
     factors: int
     new_items: float
     cells: int
+
+    @property
+    def read(self) -> int | None:
+        return self.reading if self.given or self.release != "ml-latest-small" else None  # the other releases tell of their users
 
     def __post_init__(self) -> None:
         require(0 <= self.new_items < 1, f"domain.source.new_items must lie in [0, 1), got {self.new_items}. Use 0.2, or 0 for none.")

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.contracts import CELLS, SplitsSection
-from components.inputs import InputError
+from components.inputs import InputError, require
 from components.splits import homes
 
 KEPT = "kept.parquet"  # what a model keeps beside its weights, where that is too large for JSON
@@ -200,3 +200,12 @@ def open_pool(path: str | Path) -> Pool:
     told = {name: about[name] for name in ("ordered", "popularity", "environment") if name in about}
     kept = {name: about[name] for name in ("columns", "ratings") if name in about}
     return Pool(folder, about["domain"], about["source"], inputs, classes, targets, kept, **told)
+
+
+def check_shots(pool: Pool, shot: int, query: int, more: int) -> None:
+    """Raise InputError where a training class is too small for a task and the `more` examples of it that a teacher gets besides."""
+    needed, least = shot + query + more, int(pool.counts[pool.split("train")].min())
+    require(
+        needed <= least,
+        f"student.recipe.teacher_shots={more} needs {needed} examples a class, but one of the training classes has {least}. Lower it, or tasks.query.",
+    )

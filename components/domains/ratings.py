@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from components.domains.archives import DAMAGED, locate, read_member
 from components.domains.cells import housed, new_ones
-from components.domains.columns import Columns, is_numeric, names_in, numbers, read_table
+from components.domains.columns import Columns, is_numeric, names_in, newest, numbers, read_table
 from components.domains.options import RatingsOptions
 from components.domains.pool import KEPT, PoolClass, Source
 from components.domains.touches import beside_untouched, first_touches
@@ -155,7 +155,8 @@ def read_own(options: RatingsOptions) -> Told:
     found = [table.column(name).to_numpy().astype(np.float64) for name in numeric]
     whole = all(bool(np.isfinite(own).all()) for own in found)
     require(whole, f"{path} must hold a number in every row of {' and '.join(numeric)}, got gaps. Remove those rows.")
-    people = dict(zip(user.tolist(), numbers(table, options.about, path).tolist(), strict=True)) if options.about else {}
+    order = np.argsort(found[-1], kind="stable")
+    people = newest(user[order].tolist(), numbers(table, options.about, path)[order]) if options.about else {}
     return Told(user, item, np.ones(len(user)) if options.rating is None else found[0], found[-1], {}, about=options.about, people=people)
 
 

@@ -16,6 +16,27 @@ from components.domains.pool import Pool
 from components.domains.shelf import Shelf
 
 
+def misfit(spec: dict[str, Any], objective: str, pool: Pool) -> str:
+    """Say why a learner of a specification cannot be asked for the objective on a pool; empty where it can."""
+    if spec["objective"] != objective:
+        return f"The model predicts by {spec['objective']}, but {objective} is asked for"
+    if spec["input_shape"] != list(pool.input_shape):
+        return f"The model takes inputs {spec['input_shape']}, but domain {pool.domain} has {list(pool.input_shape)}"
+    environments = {one["environment"] for one in (spec, *spec.get("members", [])) if "environment" in one}
+    if environments - {pool.environment}:
+        return f"The model acts in {', '.join(sorted(environments))}, but domain {pool.domain} has {pool.environment}"
+    return ""
+
+
+def view(pool: Pool, folder: str | Path, spec: dict[str, Any], about: dict[str, Any], objective: str) -> tuple[Pool | None, str]:
+    """Return the pool as the model in `folder` sees it; or None, and why it cannot be asked for the objective on it."""
+    seen = seen_by(pool, folder, about)
+    reason = misfit(spec, objective, pool if seen is None else seen)
+    if seen is None and not reason:
+        reason = "The model reads columns, or ratings on a scale, that the data do not have"
+    return (None, reason) if reason else (seen, "")
+
+
 def seen_by(pool: Pool, folder: str | Path, about: dict[str, Any]) -> Pool | None:
     """Return the pool with the inputs of the model in `folder`, the pool itself where they are the same, None where they cannot be told.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.domains.columns import Columns, is_numeric, names_in, numbers, read_table
+from components.domains.columns import Columns, is_numeric, names_in, newest, numbers, read_table
 from components.domains.pool import KEPT
 from components.domains.touches import with_untouched
 from components.inputs import InputError, require
@@ -71,7 +71,7 @@ class Shelf:
         several = scale["user"] in table.column_names
         users = np.array(names_in(table, scale["user"], path) if several else [""] * len(table))
         items = np.array(names_in(table, scale["item"], path))
-        people = self._people(table, path)
+        people = self._people(table, users, path)
         known, missing = [], set()
         for user in dict.fromkeys(users.tolist()):
             own = users == user
@@ -82,7 +82,7 @@ class Shelf:
             here, unknown = self.numbers(items[own].tolist(), path)
             missing |= set(unknown)
             once = np.sort(np.unique(here, return_index=True)[1])  # what is touched again counts once
-            known.append(Known(user, here[once], values[own][~np.isin(items[own], unknown)][once], people[own][0]))
+            known.append(Known(user, here[once], values[own][~np.isin(items[own], unknown)][once], people[user]))
             self.examples(known[-1])  # raises before any work
         require(len(known) > 0, f"{path} must hold ratings, got none. Add some.")
         return known, sorted(missing)
@@ -96,15 +96,16 @@ class Shelf:
         require(not len(odd), f"{path} must hold ratings from {least:g} to {greatest:g}, got {describe([f'{v:g}' for v in odd])}.")
         return values
 
-    def _people(self, table: pa.Table, path: Path) -> np.ndarray:
-        """Return what each row [N, U] tells of its user."""
+    def _people(self, table: pa.Table, users: np.ndarray, path: Path) -> dict[str, np.ndarray]:
+        """Return what rows in the order of time tell of each user [U], as the model reads it."""
         if "about" not in self.scale:
-            return np.zeros((len(table), 0), dtype=np.float32)
+            return dict.fromkeys(users.tolist(), np.zeros(0, dtype=np.float32))
         about = Columns(**self.scale["about"])
         rows = np.full((len(table), len(about.names)), np.nan)
         told = [i for i, name in enumerate(about.names) if name in table.column_names]
         rows[:, told] = numbers(table, [about.names[i] for i in told], path)
-        return about.read(rows)
+        told_of = newest(users.tolist(), rows)
+        return dict(zip(told_of, about.read(np.array([*told_of.values()])), strict=True))
 
     def inputs(self, items: np.ndarray, known: Known) -> np.ndarray:
         """Return the inputs [N, D] of items [N] for a user."""

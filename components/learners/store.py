@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from components.contracts import AugmentSection
-from components.domains.pool import KEPT, Pool
+from components.domains.pool import KEPT
 from components.inputs import InputError, require
 from components.learners import past
 from components.learners.learner import Adapted, Learner
@@ -55,20 +55,6 @@ def views_spec(member: Spec, count: int, augment: AugmentSection) -> Spec:
     """Return the specification of a learner that looks at `count` copies of every picture."""
     shared = {name: member[name] for name in ("input_shape", "objective")}
     return {"name": "views", "member": member, "count": count, "augment": to_plain(augment), **shared}
-
-
-def misfit(spec: Spec, objective: str, pool: Pool | None) -> str:
-    """Say why a learner cannot be asked for the objective on a pool (None: not even its inputs can be made of it); empty where it can."""
-    if spec["objective"] != objective:
-        return f"The model predicts by {spec['objective']}, but {objective} is asked for"
-    if pool is None:
-        return "The model reads columns, or ratings on a scale, that the data do not have"
-    if spec["input_shape"] != list(pool.input_shape):
-        return f"The model takes inputs {spec['input_shape']}, but domain {pool.domain} has {list(pool.input_shape)}"
-    environments = {one.get("environment") for one in (spec, *spec.get("members", [])) if "environment" in one}
-    if environments - {pool.environment}:
-        return f"The model acts in {', '.join(sorted(map(str, environments)))}, but domain {pool.domain} has {pool.environment}"
-    return ""
 
 
 def build(spec: Spec, seed: int = 0) -> Learner:

@@ -1,0 +1,46 @@
+"""The format of the one-shot challenge's runs (Lake, Salakhutdinov and Tenenbaum 2015, Science 350), read without opening a picture.
+
+A run is `<run>/training/*.png`, `<run>/test/*.png` and `<run>/class_labels.txt` with lines `<test picture> <training picture of its class>`,
+paths from the folder that holds the runs. A look-alike tells each run's alphabet besides, in `<run>/alphabet.txt`.
+"""
+
+from pathlib import Path
+
+from components.domains.pool import Pool
+from components.inputs import require
+
+LABELS, ALPHABET = "class_labels.txt", "alphabet.txt"
+WAY = 20
+
+
+def check_runs(folder: str | Path) -> None:
+    """Raise InputError where a run's labels are not as they must be; no picture is read."""
+    for labels in sorted(Path(folder).glob(f"*/{LABELS}")):
+        named(Path(folder), labels.parent)
+
+
+def named(root: Path, run: Path) -> tuple[list[Path], list[Path], list[int]]:
+    """Return a run's known pictures, its test pictures, and the place of each one's class among the known."""
+    lines = [line.split() for line in (run / LABELS).read_text().splitlines() if line.strip()]
+    known = sorted(p for p in (run / "training").glob("*.png"))
+    places = {path.resolve(): i for i, path in enumerate(known)}
+    asked, truth = [], []
+    for line in lines:
+        require(len(line) == 2, f"{run / LABELS} takes lines <test picture> <training picture>, got {' '.join(line)!r}. Repair it.")
+        test, training = ((root / name).resolve() for name in line)
+        require(
+            training in places and test.parent == (run / "test").resolve() and test.is_file(),
+            f"{run / LABELS} must name pictures of its own run, got {' '.join(line)!r}. Unpack the runs again.",
+        )
+        asked.append(test)
+        truth.append(places[training])
+    require(len(asked) > 0, f"{run / LABELS} must name at least one test picture, got an empty file. Unpack the runs again.")
+    return known, asked, truth
+
+
+def large_groups(pool: Pool, split: str) -> list[str]:
+    """Return the alphabets of a split that have characters enough for a run. Raises InputError where none has."""
+    own = pool.split(split)
+    large = [g for g in sorted({pool.groups[c] for c in own}) if sum(pool.groups[c] == g for c in own) >= WAY]
+    require(len(large) > 0, f"A look-alike of the challenge needs an alphabet of {WAY} characters in split {split}, got none. Use evaluation.challenge=null.")
+    return large
