@@ -14,7 +14,7 @@ from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.settings import get_current_settings
 
-from components.contracts import Config, StageRef
+from components.contracts import Config, StageRef, TrainerSection
 from components.job import FitJob, Watch
 from components.learning import FitSection
 from components.manifest import file_digest
@@ -246,9 +246,22 @@ def _prefixed(log: Log, name: str) -> Log:
     return lambda step, values: log(step, {f"{name}/{metric}": value for metric, value in values.items()})
 
 
+def emulates_bf16(trainer: TrainerSection) -> bool:
+    """Tell whether the processor is asked for bf16 and has no units for it: float32 is faster there."""
+    import torch
+
+    if trainer.precision != "bf16-mixed" or trainer.accelerator == "gpu" or (trainer.accelerator == "auto" and torch.accelerator.is_available()):
+        return False
+    told = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.11
+    able = told() if told else {"bf16": True}
+    return not any(able.get(unit) for unit in ("amx_bf16", "avx512_bf16", "avx_ne_convert", "bf16"))
+
+
 def _fit(job: FitJob, log: Log, name: str) -> dict[str, float]:
     from components.launch import fit
 
+    if emulates_bf16(job.trainer):
+        terminal.say(f"{name}: this processor has no units for trainer.precision=bf16-mixed; trainer.precision=32-true is faster here")
     if job.trainer.nodes > 1:
         terminal.say(f"{name}: waiting for {job.trainer.nodes - 1} more of {job.trainer.nodes} machines: python -m flows.join rank=1")
     return fit(job, Told(name, job.fit, log), name)
