@@ -1,6 +1,7 @@
 """Evaluation: every learner on the same fixed tasks; means with intervals, paired differences, calibration, times."""
 
 import hashlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from components.domains.pool import Pool
@@ -20,6 +22,29 @@ from components.tasksets import batch
 from components.validation import Validation, encode_items
 
 Told = Callable[[str], None]  # what is being measured now
+
+
+def _distances(a: Sequence[int], b: Sequence[int], *_: object, out_shape: object = None, **__: object) -> int:
+    """Return the operations of all distances between a [..., N, D] and b [..., M, D]: a difference, a square and a sum each."""
+    return 3 * math.prod(a) * b[-2]
+
+
+def _recurrence(x: Sequence[int], weight: Sequence[int], recurrent: Sequence[int], *_: object, out_shape: object = None, **__: object) -> int:
+    """Return the operations of a recurrent layer in one direction: x [steps, N, D], weights [4H, D] and [4H, H]."""
+    return 2 * math.prod(x[:-1]) * (math.prod(weight) + math.prod(recurrent))
+
+
+# What torch's counter passes over on a processor.
+UNCOUNTED = {torch.ops.aten._cdist_forward: _distances, torch.ops.aten._euclidean_dist: _distances, torch.ops.aten.mkldnn_rnn_layer: _recurrence}
+
+
+def operations(work: Callable[[], object]) -> float:
+    """Return the floating-point operations of products, convolutions, attention, recurrent layers and distances in `work`."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:  # attention as products, which are counted
+        work()
+    return float(counter.get_total_flops())
+
+
 BINS = 15  # of the reliability diagram
 
 
@@ -114,10 +139,9 @@ def cost(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str,
             learner.predict(adapted, task.query.x)
             predict.append(time.perf_counter() - middle)
             adapt.append(middle - begin)
-        with FlopCounterMode(display=False) as counter:
-            learner.predict(learner.adapt(task.support), task.query.x)
+        flops = operations(lambda: learner.predict(learner.adapt(task.support), task.query.x))
     torch.set_num_threads(threads)
-    return {"adapt/seconds": statistics.median(adapt), "predict/seconds": statistics.median(predict), "flops": float(counter.get_total_flops())}
+    return {"adapt/seconds": statistics.median(adapt), "predict/seconds": statistics.median(predict), "flops": flops}
 
 
 def evaluate(
@@ -171,8 +195,11 @@ def evaluate(
             if scores.ece is not None:
                 metrics[f"{split}/{setting}/{role}/ece"] = scores.ece
                 sure += [{"setting": setting, "role": role, "queries": n, "confidence": c, "hits": h} for n, c, h in scores.bins.tolist()]
-            if setting == settings[0] and split == "test":
-                metrics |= {f"{role}/{name}": value for name, value in cost(learners[role], own.get(role, validation)).items()}
+            if split == "test":
+                spent = cost(learners[role], own.get(role, validation))
+                metrics[f"test/{setting}/{role}/seconds"] = spent["adapt/seconds"] + spent["predict/seconds"]
+                if setting == settings[0]:  # what stands beside a learner whatever it is asked
+                    metrics |= {f"{role}/{name}": value for name, value in spent.items()}
         for label, (a, b) in pairs.items():
             if a in found and b in found:
                 gap = paired(found[a], found[b])

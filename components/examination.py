@@ -23,6 +23,8 @@ from components.learners.learner import Learner, learner_size
 from components.learners.reference import Linear, Nearest, Scratch, Told, Unadapted, WithoutSupport
 from components.learning import BackboneSection
 from components.networks import build_backbone
+from components.objectives import Objective
+from components.scores import SCORES
 from components.tasksets import TaskSpec, batch, draw
 
 RIDGES = np.logspace(-1, 3, 17)  # strengths among which validation tasks choose for a linear reference
@@ -30,8 +32,10 @@ UNMOVED = 1e12  # so strong a pull that no task moves anything
 TUNING = 500  # validation tasks a setting for that choice
 
 
-def linear_references(pool: Pool, section: EvaluationSection, tasks: int, seed: int) -> dict[str, Learner]:
+def linear_references(pool: Pool, section: EvaluationSection, tasks: int, seed: int, objective: Objective) -> dict[str, Learner]:
     """Fit linear models to all training items, and choose by validation tasks how far a task may move the full one, or its constant alone.
+
+    What chooses is the objective's own score, in which they are compared.
 
     `mean` is one constant for all tasks, `popularity` a line through how much items are asked for; no task moves these two.
     """
@@ -61,8 +65,8 @@ def linear_references(pool: Pool, section: EvaluationSection, tasks: int, seed: 
         found["popularity"] = Linear(fit([pool.popularity, constant]), UNMOVED, True)
     for name, constant_alone in (("linear-constant", True), ("linear", False)):
         options = [Linear(head, float(ridge), constant_alone) for ridge in RIDGES]
-        losses = [sum(one.objective.loss(one(task), task.query.y).mean().item() for task in asked) for one in options]
-        found[name] = options[int(np.argmin(losses))]
+        reached = [sum(objective.score(one(task).double(), task.query.y).mean().item() for task in asked) for one in options]
+        found[name] = options[int(np.argmax(SCORES[objective.score_name].sign * np.array(reached)))]
     return found
 
 
@@ -106,7 +110,7 @@ def examine(
             network = build_backbone(backbone, opened.input_shape)
         learners = {
             nearest: Nearest(),
-            **(linear_references(opened, section, TUNING, seed) if opened.targets is not None else {}),
+            **(linear_references(opened, section, TUNING, seed, loaded["base"].objective) if opened.targets is not None else {}),
             "scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr),
             "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
             **loaded,

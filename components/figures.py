@@ -45,7 +45,7 @@ def costs(metrics: Mapping[str, float], setting: str, score: str, factor: float,
     found = []
     for role in (r for r in roles if r not in leave_out):
         where = f"test/{setting}/{role}/{score}"
-        seconds = metrics[f"{role}/adapt/seconds"] + metrics[f"{role}/predict/seconds"]
+        seconds = metrics[f"test/{setting}/{role}/seconds"]
         found.append(Cost(role, factor * metrics[where], factor * metrics[f"{where}_ci95"], metrics[f"{role}/parameters"], seconds))
     return found
 

@@ -83,8 +83,8 @@ def _pairwise_logistic(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def _pairwise_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     gap, better = _pairs(outputs, targets)
-    right = (gap > 0).float() + 0.5 * (gap == 0).float()
-    return (right * better).sum((1, 2)) / better.sum((1, 2)).clamp_min(1)
+    right, pairs = (gap > 0).float() + 0.5 * (gap == 0).float(), better.sum((1, 2))
+    return torch.where(pairs > 0, (right * better).sum((1, 2)) / pairs.clamp_min(1), 0.5)  # where all are equal, any order is as good
 
 
 OBJECTIVES = {

@@ -190,12 +190,13 @@ def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:
 
 
 def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
-    from flows import search, sweeps, tracking
+    from flows import search, stages, sweeps, tracking
 
     points = search.runs(overrides)
     experiment = tracking.open_store(config.load(points.samples()[0]).registry.model)
     done, failed, refused = [], [], []
-    with tracking.run(experiment, f"sweep of {len(points)}", {"stage": "sweep", "overrides": " ".join(overrides)}) as sweep:
+    tags = stages.environment_tags(None) | {"stage": "sweep", "overrides": " ".join(overrides)}
+    with tracking.run(experiment, f"sweep of {len(points)}", tags) as sweep:
         for number, point in enumerate(points, 1):
             print(f"sweep {number}/{len(points)}: {' '.join(point)}", file=sys.stderr, flush=True)
             try:

@@ -100,6 +100,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     gaps = differences(evaluation, settings)
     console = Console() if sys.stdout.isatty() else Console(width=200)  # a log has no width of its own
     title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks"
+    title += f"; what stands right of them is of {settings[0]}" if len(settings) > 1 else ""
     console.print(framed(title, header, body), framed("paired differences", ["difference", *settings], gaps))
     for name in line.config.evaluation.scores:
         console.print(framed(name, ["", *settings], further(evaluation, [f"test/{s}" for s in settings], name)))

@@ -113,7 +113,8 @@ def retrain(
         runlist.summarise(line, ours, evaluation, decision)
         told = report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)
         reached = ours.metrics[f"val/{OBJECTIVE_SCORES[config.domain.objective]}"]
-        return told | {"judged": ours.name, "validation": reached, "seconds": ours.seconds, "evaluation": evaluation.path, "metrics": evaluation.metrics}
+        told |= {"judged": ours.name, "validation": reached, "seconds": ours.seconds, "evaluation": evaluation.path, "metrics": evaluation.metrics}
+        return told | {"data": pool.data_md5, "fingerprint": evaluation.fingerprint}
 
 
 if __name__ == "__main__":

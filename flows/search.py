@@ -59,6 +59,8 @@ class Search:
             from optuna import distributions as known
         except ImportError as error:
             raise InputError("trials=... needs Optuna, got an environment without it. Use python -m pip install 'fewloop[sweep]'.") from error
+        told = "trials=... chooses by validation tasks, and a seed is nothing to choose"
+        require(all(key != "seed" for key, _ in varied), f"{told}, got several. Name one; run what was chosen with others after: seed=0,1,2 --multirun.")
         self.fixed, self.trials = fixed, trials
         self.axes: dict[str, Any] = {}
         for key, values in varied:

@@ -1,10 +1,11 @@
 """What a sweep tells at its end: one row a configuration, its seeds pooled, the best first; of seeds alone, one row a learner."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from components.plain import fingerprint
 from components.scores import SCORES, Score
 
 
@@ -14,6 +15,19 @@ class Point:
 
     overrides: list[str]
     result: dict[str, Any]
+
+
+def distinct(points: Sequence[Point]) -> list[Point]:
+    """Return every run once: an optimiser may ask for the same one again, which is no further seed."""
+    return list({tuple(sorted(p.overrides)): p for p in points}.values())
+
+
+def by_score(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Group the points by their objective's own score: accuracies stand in no table with errors."""
+    groups: dict[str, list[Point]] = {}
+    for point in points:
+        groups.setdefault(_score(point), []).append(point)
+    return groups
 
 
 def varied(points: Sequence[Point]) -> dict[str, list[Point]]:
@@ -75,14 +89,15 @@ def cells(points: Sequence[Point], setting: str, name: str) -> tuple[list[str], 
 
 
 def _settings(points: Sequence[Point]) -> list[str]:
-    first = points[0].result
-    return list(dict.fromkeys(name.split("/")[1] for name in first["metrics"] if name.startswith("test/") and f"/{first['judged']}/" in name))
+    """Return the settings that all points were asked in, in the order of the first."""
+    asked = [dict.fromkeys(n.split("/")[1] for n in p.result["metrics"] if n.startswith("test/") and f"/{p.result['judged']}/" in n) for p in points]
+    return [setting for setting in asked[0] if all(setting in others for others in asked)]
 
 
-def _score(points: Sequence[Point]) -> str:
+def _score(point: Point) -> str:
     """Return the name of the objective's own score."""
-    first, setting = points[0].result, _settings(points)[0]
-    return next(name for name in SCORES if f"test/{setting}/{first['judged']}/{name}" in first["metrics"])
+    metrics, (setting, *_) = point.result["metrics"], _settings([point])
+    return next(name for name in SCORES if f"test/{setting}/{point.result['judged']}/{name}" in metrics)
 
 
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
@@ -93,7 +108,7 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     """
     first = points[0].result
     settings = _settings(points)
-    score = _score(points)
+    score = _score(points[0])
     asked = [end for end in ("error", "error_joint") if f"challenge/{first['judged']}/{end}" in first["metrics"]]
     frames = {id(p): _scores_of(p) for p in points}
     found = [(_pooled(row, [frames[id(p)] for p in row.members], settings), row) for row in rows(points)]
@@ -156,7 +171,8 @@ def _costs(row: Row) -> list[str]:
         return [""] * 4  # a difference
     times = (1000 * statistics.median(r["metrics"][f"{row.role}/{t}/seconds"] for r in results) for t in ("adapt", "predict"))
     fit = f"{statistics.mean(r['seconds'] for r in results):.0f}" if row.role == results[0]["judged"] else ""
-    return [fit, f"{int(results[0]['metrics'][f'{row.role}/parameters']):,}", *(f"{t:.1f}" for t in times)]
+    sizes = sorted({int(r["metrics"][f"{row.role}/parameters"]) for r in results})  # fusion may keep other members by another seed
+    return [fit, " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))), *(f"{t:.1f}" for t in times)]
 
 
 def drawn(points: Sequence[Point]) -> Any | None:
@@ -167,7 +183,7 @@ def drawn(points: Sequence[Point]) -> Any | None:
         return None
     from components.sweep_figures import parallel
 
-    score = _score(points)
+    score = _score(points[0])
     shown = SCORES[score]
     scores = [shown.factor * point.result["validation"] for point in points]
     axis = f"validation {score}" + (", %" if shown.factor == 100 else "")
@@ -175,29 +191,37 @@ def drawn(points: Sequence[Point]) -> Any | None:
 
 
 def publish(points: Sequence[Point], run_id: str) -> None:
-    """Print the table of a sweep and keep it, and its figure, with the sweep's MLflow run."""
+    """Print the tables of a sweep and keep them, and its figure, with the sweep's MLflow run."""
     from rich.console import Console
 
     from flows import artifacts, tracking
-    from flows.report import celled, framed
+    from flows.report import framed
 
-    header, body = table(points)
-    seeds = max(len(members) for members in varied(points).values())
-    title = f"{len(points)} runs, {seeds} seed{'s' * (seeds > 1)} each (range over seeds in brackets), 95 % intervals over groups and tasks"
-    console = Console() if Console().is_terminal else Console(width=300)
-    console.print(framed(title, header, body))
-    text = [title, artifacts.markdown(header, body)]
-    more = [c for c in _scores_of(points[0]).columns if c in SCORES]
-    for name in more:
-        header, body = further(points, name)
-        console.print(framed(name, header, body))
-        text.append(artifacts.markdown(header, body))
-    cold = all(celled(point.result["metrics"]) for point in points)
-    for name, setting in [(name, setting) for name in (_score(points), *more) for setting in _settings(points) if cold]:
-        title, (header, body) = f"{name}, {setting}, users-items", cells(points, setting, name)
-        console.print(framed(title, header, body))
-        text += [title, artifacts.markdown(header, body)]
+    console, text = Console() if Console().is_terminal else Console(width=300), []
+    groups = by_score(distinct(points))
+    for number, own in enumerate(groups.values()):
+        for title, header, body in _tables(own):
+            console.print(framed(title, header, body))
+            text += [title, artifacts.markdown(header, body)]
+        figure = drawn(own)
+        if figure is not None:
+            tracking.log_figure([run_id], figure, f"figures/sweep{f'-{number}' * (len(groups) > 1)}.png")
     tracking.log_text(run_id, "\n\n".join(text), "sweep.md")
-    figure = drawn(points)
-    if figure is not None:
-        tracking.log_figure([run_id], figure, "figures/sweep.png")
+    data = {point.result["data"] for point in points}
+    if len(data) == 1:
+        tracking.set_tag(run_id, "data.md5", data.pop())
+    tracking.set_tag(run_id, "fingerprint", fingerprint(sorted({point.result["fingerprint"] for point in points})))
+
+
+def _tables(points: Sequence[Point]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Yield title, header and rows of every table: the objective's own score, further ones, the cells of a cold start."""
+    from flows.report import celled
+
+    seeds = max(len(members) for members in varied(points).values())
+    yield f"{len(points)} runs, {seeds} seed{'s' * (seeds > 1)} each (range over seeds in brackets), 95 % intervals over groups and tasks", *table(points)
+    more = [c for c in _scores_of(points[0]).columns if c in SCORES and all(c in _scores_of(p).columns for p in points)]
+    for name in more:
+        yield name, *further(points, name)
+    cold = all(celled(point.result["metrics"]) for point in points)
+    for name, setting in [(name, setting) for name in (_score(points[0]), *more) for setting in _settings(points) if cold]:
+        yield f"{name}, {setting}, users-items", *cells(points, setting, name)

@@ -11,7 +11,7 @@ from tasks_for_tests import CONV
 from components.contracts import RegistrySection
 from components.domains.pool import Pool
 from components.domains.seen import misfit
-from components.evaluation import BINS, Scores, interval, paired, score
+from components.evaluation import BINS, Scores, interval, operations, paired, score
 from components.inputs import InputError
 from components.learners import store
 from components.learners.reference import Linear, Nearest
@@ -115,6 +115,16 @@ def test_a_batch_norm_network_scores_the_same_in_any_batch(small_pool: Pool, sma
     validation = Validation(small_pool, small_tasksets, "test-4w2s")
     one, other = (score(learner, validation, size=size).scores["accuracy"] for size in (3, 40))
     assert (one == other).all()
+
+
+@torch.no_grad()
+def test_operations_are_those_of_the_shapes() -> None:
+    a, b, heads, steps = torch.randn(2, 300, 8), torch.randn(2, 50, 8), torch.randn(2, 4, 10, 16), torch.randn(3, 7, 8)
+    assert operations(lambda: torch.cdist(a, b)) == operations(lambda: torch.cdist(a[:, :20], b)) * 15 == 3 * 2 * 300 * 50 * 8  # a difference, a square, a sum
+    assert operations(lambda: torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)) == 2 * 2 * 2 * 4 * 10 * 10 * 16
+    assert operations(lambda: torch.nn.LSTM(8, 16, batch_first=True, bidirectional=True)(steps)) == 2 * 2 * 3 * 7 * (8 + 16) * 64
+    assert operations(lambda: torch.nn.LSTMCell(8, 16)(steps[:, 0])) == 2 * 3 * (8 + 16) * 64
+    assert operations(lambda: torch.nn.Conv2d(3, 8, 3, padding=1)(torch.randn(2, 3, 9, 9))) == 2 * 2 * 8 * 81 * 27
 
 
 def test_the_linear_references_are_shrunk_means_and_ridge_regression() -> None:

@@ -207,6 +207,7 @@ def test_objectives_equal_loops_in_numpy() -> None:
         args = torch.tensor(scores[t : t + 1]), torch.tensor(values[t : t + 1])
         assert OBJECTIVES["ranking"].loss(*args).item() == pytest.approx(np.log1p(np.exp(-gaps)).mean())
         assert OBJECTIVES["ranking"].score(*args).item() == pytest.approx((gaps > 0).mean())
+        assert OBJECTIVES["ranking"].score(args[0], torch.ones(1, 5)).item() == 0.5, "of equal values any order is right"
         assert OBJECTIVES["squared_error"].loss(*args).item() == pytest.approx(((scores[t, :, 0] - values[t]) ** 2).mean())
 
 

@@ -314,6 +314,11 @@ def test_the_trade_off_is_drawn_and_tabled(finished: Workspace) -> None:
     parent = next(r for r in runs_of(finished) if r.data.tags["stage"] == "retrain")
     files = {a.path for a in finished.mlflow().list_artifacts(parent.info.run_id, "figures")}
     assert files >= {f"figures/trade-off-{setting}.png" for setting in ("5w1s", "5w5s")}
+    told = Path(finished.mlflow().download_artifacts(parent.info.run_id, "trade-off.md")).read_text()
+    for setting in ("5w1s", "5w5s"):  # each setting's own time
+        seconds = parent.data.metrics[f"test/{setting}/teacher/seconds"]
+        assert re.search(rf"^\| {setting} \| teacher \|.* \| {1000 * seconds:.2f} \|$", told, re.M), told
+    assert parent.data.metrics["test/5w5s/teacher/seconds"] != parent.data.metrics["test/5w1s/teacher/seconds"]
     assert parent.data.metrics["student-0/flops"] < parent.data.metrics["teacher/flops"]
     assert parent.data.metrics["students-mean/parameters"] == sum(parent.data.metrics[f"student-{i}/parameters"] for i in range(3))
 

@@ -23,12 +23,14 @@ from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
 from components.domains.seen import seen_by
 from components.domains.shelf import Shelf
-from components.examination import linear_references
+from components.examination import RIDGES, linear_references
 from components.inputs import InputError
 from components.learners import store
+from components.learners.reference import Linear
+from components.objectives import OBJECTIVES
 from components.splits import split_of
 from components.tasks import Examples
-from components.tasksets import TaskSpec, draw
+from components.tasksets import TaskSpec, batch, draw
 from flows.config import load
 
 OPTIONS = RatingsOptions(**load(["experiment=ratings"]).domain.source)
@@ -81,12 +83,28 @@ def test_the_linear_references_read_a_pool_as_it_lies_on_disk(tmp_path: Path) ->
     section = replace(load(["experiment=ratings"]).evaluation, settings=["1w3s"], query=4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as torch's of read-only memory
-        found = linear_references(pool, section, 20, 0)
+        found = linear_references(pool, section, 20, 0, OBJECTIVES["squared_error"])
     train = np.asarray(pool.targets)[pool.items(pool.split("train"))]
     mean = found["mean"].predict(
         found["mean"].adapt(Examples(torch.ones(1, 3, pool.inputs.shape[1]), torch.ones(1, 3), 1)), torch.zeros(1, 2, pool.inputs.shape[1])
     )
     assert mean.flatten().numpy() == pytest.approx(train.sum() / (len(train) + 1), abs=1e-6)
+
+
+def test_the_strength_of_a_linear_reference_is_the_best_by_the_objectives_own_score(tmp_path: Path) -> None:
+    write_pool(ratings.build(replace(OPTIONS, file=str(own(tmp_path, users=40)), min_ratings=5, factors=2)), THREE, "ratings", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    section = replace(load(["experiment=ratings"]).evaluation, settings=["1w3s"], query=4)
+    items, table = pool.items(pool.split("val")), draw(TaskSpec("references-1w3s", "val", 1, 3, 4, section.within, 20), pool, 0)
+    task = batch(table, np.arange(20), torch.from_numpy(np.array(pool.inputs)), torch.from_numpy(np.array(pool.targets)))
+    assert set(np.unique(table.support)) <= set(items)
+    for name in ("ranking", "squared_error"):
+        found = linear_references(pool, section, 20, 0, OBJECTIVES[name])
+        for role, alone in (("linear", False), ("linear-constant", True)):
+            reached = [OBJECTIVES[name].score(Linear(found[role].head, float(r), alone)(task), task.query.y).mean().item() for r in RIDGES]
+            own_score = OBJECTIVES[name].score(found[role](task), task.query.y).mean().item()
+            assert own_score == pytest.approx(max(reached) if name == "ranking" else min(reached), abs=1e-6), (name, role)
+            assert min(reached) < max(reached)
 
 
 def test_item_means_are_shrunk_and_factors_are_those_of_numpy(tmp_path: Path) -> None:

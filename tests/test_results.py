@@ -22,7 +22,13 @@ def test_the_page_holds_the_table_that_was_printed_with_its_command_and_hardware
     assert re.search(r"\d min \d\d s, \d+ cores \(.+\), \d+ GiB, code `[0-9a-f]{12}`, data `[0-9a-f]{12}`", first)
     assert "version" not in first, "its fate was that of a day"
     assert "python -m flows.retrain experiment=smoke seed=0 fusion.mode=average" in sections
-    assert "seed" in sections["python -m flows.retrain experiment=smoke student.count=0 seed=0,1 --multirun"]
+    of_sweep = "python -m flows.retrain experiment=smoke student.count=0 seed=0,1 --multirun"
+    assert "seed" in sections[of_sweep]
+    about = re.search(r"\d min \d\d s, \d+ cores \(.+\), \d+ GiB, code `[0-9a-f]{12}`, data `[0-9a-f]{12}`", sections[of_sweep])
+    assert about, sections[of_sweep]
+    finished.run("flows.retrain", SMOKE, "student.count=0", "seed=0,1", "--multirun")
+    finished.run("flows.results", "out=again.md", "model=glyphs")
+    assert about[0] in (finished.root / "again.md").read_text(), "a sweep that only finds its runs is told by the one that made them"
     assert not [command for command in sections if command.endswith("student.count=0 seed=0")], "what a sweep ran is told by the sweep"
 
 

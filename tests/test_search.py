@@ -26,6 +26,7 @@ REFUSED = {
     "trials must be a number": ["trials=some", LR],
     "got no key with several values": ["trials=3", SMOKE],
     "got one for learner.fit.lr. Say how many": [LR],
+    "a seed is nothing to choose": ["trials=3", LR, "seed=0,1"],
     "must grow, and begin above 0": ["trials=3", "learner.fit.lr=interval(3,2)"],
     "Hydra's grammar": ["learner.fit.lr=interval(0.1"],
 }

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components.contracts import CELLS
-from flows.sweeps import Point, cells, further, table, varied
+from flows.sweeps import Point, by_score, cells, distinct, further, table, varied
 
 
 def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "accuracy") -> Point:
@@ -112,3 +112,27 @@ def test_the_cells_of_a_cold_start_pool_the_seeds_too(tmp_path: Path) -> None:
     assert header == ["", *CELLS] and [row[0] for row in rows] == ["teacher"]
     assert [float(cell.split()[0]) for cell in rows[0][1:]] == pytest.approx([scores["maml"].mean() + place for place in range(4)], abs=1e-4)
     assert cells(points, "5w1s", "mae")[1][0][2].startswith("10.5000 ± ") and cells(points, "5w1s", "mae")[1][0][2].endswith(" (10.0000 to 11.0000)")
+
+
+def test_a_run_that_was_asked_for_again_is_no_further_seed(tmp_path: Path) -> None:
+    points, scores = sweep(tmp_path)
+    again = Point(list(reversed(points[1].overrides)), points[1].result)
+    assert distinct([*points, again, again]) == [points[0], again, *points[2:]]
+    assert table(distinct([*points, again, again]))[1][1][2].startswith(f"{100 * scores['maml'].mean():.2f} ± ")
+
+
+def test_runs_of_other_settings_share_those_that_all_have(tmp_path: Path) -> None:
+    points, scores = sweep(tmp_path)
+    for p in points[2:]:
+        p.result["metrics"] |= {"test/5w5s/teacher/accuracy": 0.9, "test/1w1s/teacher/accuracy": 0.9}
+    header, rows = table([*points[2:], *points[:2]])
+    assert header[1:3] == ["validation accuracy", "5w1s accuracy"] and not header[3].endswith("accuracy")
+    assert rows[0][2].startswith(f"{100 * scores['maml'].mean():.2f} ± ")
+    p = points[0].result["metrics"]
+    p["test/20w1s/teacher/accuracy"] = p.pop("test/5w1s/teacher/accuracy")
+    assert [name for name in table(points)[0] if name.endswith(" accuracy")] == ["validation accuracy"], "with none in common, validation tasks alone"
+
+
+def test_accuracies_stand_in_no_table_with_errors(tmp_path: Path) -> None:
+    points, others = sweep(tmp_path / "a")[0], sweep(tmp_path / "b", "mse")[0]
+    assert by_score([*points, *others]) == {"accuracy": points, "mse": others}

@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import tasksets
-from components.domains.pool import Pool
+from components.domains import sinusoid
+from components.domains.options import OPTIONS
+from components.domains.pool import Pool, open_pool, write_pool
 from components.draws import below, bits, key_of
 from components.inputs import InputError
 from components.tasksets import TaskSpec, choose, draw, read_table
+from flows.config import CONF, compose_plain, load
 
 SPEC = TaskSpec("train", "train", 5, 2, 4, "all", 3_000)
 
@@ -132,3 +136,21 @@ def test_more_than_the_pool_has_is_told(small_pool: Pool, change: dict, words: s
     with pytest.raises(InputError, match="5ma115") as told:
         draw(replace(SPEC, **change), small_pool, 0)
     assert words in str(told.value)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("experiment/*.yaml")))
+def test_where_a_class_is_a_task_by_itself_intervals_are_over_classes(name: str) -> None:
+    config = compose_plain([f"experiment={name}"])
+    if config["tasks"]["way"] == 1:
+        assert config["evaluation"]["within"] == "group"
+
+
+def test_tasks_of_the_same_wave_are_one_group(tmp_path: Path) -> None:
+    config = load(["experiment=sinusoid", "domain.source.functions=60"])
+    write_pool(sinusoid.build(OPTIONS["sinusoid"](**config.domain.source)), config.domain.splits, "sinusoid", "x" * 64, tmp_path)
+    table = draw(TaskSpec("test-1w5s", "test", 1, 5, 5, config.evaluation.within, 200), open_pool(tmp_path), 0)
+    waves = table.classes[:, 0]
+    assert len(set(waves)) < 200 and {(wave, group) for wave, group in zip(waves, table.group, strict=True)} == {
+        (wave, group) for wave, group in dict(zip(waves, table.group, strict=True)).items()
+    }
+    assert len(set(table.group)) == len(set(waves))

@@ -21,5 +21,5 @@ def build(options: SinusoidOptions, mirror: str | None = None) -> Source:
     x = below(draws[:, 2:], 10_001).astype(np.int64) / 1_000 - 5
     y = np.round(amplitude[:, None] * np.sin(x - phase[:, None]), 4)
     names = [f"{i}: {a:.3f} sin(x - {p:.3f})" for i, (a, p) in enumerate(zip(amplitude, phase, strict=True))]
-    classes = [PoolClass(name, "sinusoid", points) for name in names]
+    classes = [PoolClass(name, name, points) for name in names]
     return Source(classes, x.reshape(-1, 1).astype(np.float32), [""] * (count * points), y.reshape(-1).astype(np.float32))
