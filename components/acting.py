@@ -12,6 +12,7 @@ from components.endpoint import Endpoint, RefusedError, State
 from components.learners.policy import Played, Policy
 
 PARTS = ("observation", "action", "reward")
+SIZE = "needs numbers of the size that the policy was trained on, got such that nothing it learns from them is a number. Check their scale."
 
 
 class Acting(Endpoint):
@@ -51,6 +52,8 @@ class Acting(Endpoint):
         with torch.no_grad():
             said = self.learner.act(state.adapted, seen)
             said = (self.learner.exploring(said) if explore else said)[0]
+        if not said.isfinite().all():
+            raise RefusedError(422, f"query_x {SIZE}")
         if self.learner.environment.discrete:
             return {"id": name, "actions": said.argmax(-1).numpy(), "probabilities": said.softmax(-1).numpy()}
         mean, log_std = said.chunk(2, -1)
@@ -72,9 +75,17 @@ class Acting(Endpoint):
                 digest.update(f"{episode[part].shape}".encode() + episode[part].tobytes())
         name = digest.hexdigest()
         if name not in self.states:
-            with torch.no_grad():
-                adapted = self.states[before].adapted
-                self._keep(name, self.learner.learn(adapted, played(self.learner, adapted, episodes)))
+            adapted = self._state_of(before)[1].adapted
+            try:
+                with torch.no_grad():
+                    learned = self.learner.learn(adapted, played(self.learner, adapted, episodes))
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+                raise RefusedError(422, f"episodes {SIZE}") from error
+            if not all(tensor.isfinite().all() for tensor in learned.values()):
+                raise RefusedError(422, f"episodes {SIZE}")
+            self._keep(name, learned)
+        else:
+            self._keep(name, self.states[name].adapted)  # for as long again
         return name
 
     def _keep(self, name: str, adapted: Any) -> None:

@@ -175,6 +175,7 @@ class ServingSection:
     idle_seconds: int
 
     def __post_init__(self) -> None:
+        require(bool(self.host), "serving.host must name where to listen, got nothing, which is everywhere. Use serving.host=127.0.0.1.")
         require(0 < self.port < 65536, f"serving.port must be a number from 1 to 65535, got {self.port}. Use serving.port=8000.")
         positive(**{f"serving.{name}": value for name, value in vars(self).items() if name not in ("host", "port")})
 

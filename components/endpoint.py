@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from components import serving
 from components.contracts import ServingSection
+from components.domains.columns import Columns
 from components.inputs import InputError
 
 
@@ -47,8 +48,8 @@ class Endpoint:
     An id is the digest of model and examples: the same examples, sent again, cost nothing, and no id is another's by chance.
     """
 
-    def __init__(self, learner: Any, about: dict[str, Any], spec: dict[str, Any], limits: ServingSection) -> None:
-        self.learner, self.about, self.limits = learner, about, limits
+    def __init__(self, learner: Any, about: dict[str, Any], spec: dict[str, Any], limits: ServingSection, columns: Columns | None = None) -> None:
+        self.learner, self.about, self.limits, self.columns = learner, about, limits, columns
         self.item, self.shape = serving.stored(spec)
         self.classes = spec["objective"] == "cross_entropy"
         kept: Callable[[State], int] = lambda state: state.size  # noqa: E731
@@ -64,12 +65,19 @@ class Endpoint:
     async def model(self, request: Request) -> dict[str, Any]:
         labels = "labels 0..way-1" if self.classes else "values"
         inputs = {"item": self.item.name, "shape": list(self.shape), "support_y": labels}
+        if self.columns is not None:
+            inputs["columns"] = self.columns.names
+        elif self.item == np.uint8 and len(self.shape) == 2:
+            inputs["picture"] = "light on dark"
         return self.about | {"input": inputs, "output": "probabilities" if self.classes else "values"}
 
     async def adapt(self, request: Request) -> dict[str, Any]:
         """support_x [S, ...], support_y [S] -> the id of the adapted state."""
         told = await self._told(request, {"support_x", "support_y"})
         name, state = self._state(told)
+        if name not in self.states:
+            most = f"serving.kept_megabytes={self.limits.kept_megabytes:g}"
+            raise RefusedError(413, f"What is adapted must fit {most}, got {state.size:,} bytes. Raise it, or send the support with the query.")
         return {"id": name, "way": state.way, "minutes": self.limits.minutes}
 
     async def predict(self, request: Request) -> dict[str, Any]:
@@ -78,7 +86,7 @@ class Endpoint:
         query = self._items(told, "query_x")
         name, state = self._state_of(told["id"]) if "id" in told else self._state(told)
         outputs = _asked(lambda: serving.answer(self.learner, state.adapted, query))
-        return {"id": name, "probabilities" if self.classes else "values": outputs}
+        return {"id": name, "probabilities" if self.classes else "values": self._answers(outputs)}
 
     def _state_of(self, name: Any) -> tuple[str, State]:
         """Return the state that an id stands for. Refuses one that nobody gave, or that is kept no more."""
@@ -89,7 +97,7 @@ class Endpoint:
 
     def _state(self, told: dict[str, Any]) -> tuple[str, State]:
         """Return what the support adapts the model to, made anew only where it is not kept."""
-        x, y = self._items(told, "support_x"), self._labels(told)
+        x, y = _asked(lambda: self._examples(told))
         digest = hashlib.sha256(f"{self.about['digest']} {x.shape}".encode())
         digest.update(x.tobytes())
         digest.update(y.tobytes())
@@ -98,9 +106,15 @@ class Endpoint:
         if state is None:
             adapted = _asked(lambda: serving.adapt(self.learner, x, y))
             state = State(adapted, int(y.max()) + 1 if self.classes else 1, sum(t.numel() * t.element_size() for t in adapted.values()))
-            with contextlib.suppress(ValueError):  # larger than all that may be kept: answered, and not kept
-                self.states[name] = state
+        with contextlib.suppress(ValueError):  # larger than all that may be kept: answered, and not kept
+            self.states[name] = state  # what was there is kept anew, for as long
         return name, state
+
+    def _examples(self, told: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        return self._items(told, "support_x"), self._labels(told)
+
+    def _answers(self, outputs: np.ndarray) -> np.ndarray:
+        return outputs
 
     async def _told(self, request: Request, *either: set[str]) -> dict[str, Any]:
         """Return the request's object, which has the names of one of `either`. Refuses what is too large or too slow, or is no JSON object."""
@@ -130,7 +144,7 @@ class Endpoint:
             raise RefusedError(422, f"{name} must be items of shape {list(self.shape)}, got {list(items.shape[1:])}. See /model.")
         if self.item == np.uint8 and not (items.dtype.kind in "iu" and items.min() >= 0 and items.max() <= 255):
             raise RefusedError(422, f"{name} must be whole numbers from 0 to 255, got others. Send pictures as they are stored, not scaled.")
-        return items.astype(self.item)
+        return items.astype(self.item) if self.columns is None else self.columns.read(items)
 
     def _labels(self, told: dict[str, Any]) -> np.ndarray:
         labels = self._numbers(told, "support_y", 1)

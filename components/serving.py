@@ -15,6 +15,8 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 from components.inputs import InputError
 from components.manifest import intact
 
+PART = 64  # of a query, answered at once
+
 
 def signature(learner: str | Path) -> ModelSignature:
     """Return the model's signature: examples first, then whatever the domain stores an item as; -1 is any number of them."""
@@ -114,8 +116,11 @@ def answer(learner: Any, adapted: Any, query_x: np.ndarray) -> np.ndarray:
     """
     import torch
 
+    # Part by part, so that a large query takes no more memory than a small one; whole where one query changes another's answer.
+    whole = any(getattr(getattr(module, "options", None), "norm", "") == "task" for module in learner.modules())
+    size = len(query_x) if whole else PART
     with torch.no_grad():
-        outputs = learner.predict(adapted, _inputs(query_x))[0]
+        outputs = torch.cat([learner.predict(adapted, _inputs(query_x[i : i + size]))[0] for i in range(0, len(query_x), size)])
         told = np.asarray((outputs.softmax(-1) if learner.objective.name == "cross_entropy" else outputs).numpy())
     if not np.isfinite(told).all():
         raise InputError("support and query need numbers of the size that the model was trained on, got such that no answer is a number. Check their scale.")

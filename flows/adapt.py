@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import cli
-from flows.paths import into_place
+from flows.paths import into_place, target_file
 
 HELP = """python -m flows.adapt model=models:/<name>@champion support=<folder or file> query=<folder or file> out=<csv>
 
@@ -49,7 +49,9 @@ def read_query(query: str, shape: list[int], columns: dict[str, Any] | None) -> 
         from components.domains import pictures
 
         files = pictures.listed(query)
-        return np.stack([pictures.read_picture(f, shape[-1], shape[0] == 3) for f in files]), [f.name for f in files]
+        names = [f.name for f in files]
+        once = len(set(names)) == len(names)
+        return np.stack([pictures.read_picture(f, shape[-1], shape[0] == 3) for f in files]), names if once else [str(f) for f in files]
     from components.domains.columns import Columns, read_table
     from components.inputs import require
 
@@ -63,13 +65,14 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
     from components.inputs import require
     from flows import tracking
 
-    target, kept = Path(out), Path(save) if save else None
-    require(target.parent.is_dir(), f"out must lie in a folder that exists, got {target.parent}. Create it.")
+    target, kept = target_file(out, support, save, *query.split(",")), Path(save) if save else None
     require(kept is None or (kept.parent.is_dir() and not kept.exists()), f"save must be a new folder in one that exists, got {save}. Choose another name.")
     least = _probability(abstain)
     folder = tracking.model_folder(model)
     from components import serving
+    from components.domains import pictures
     from components.learners import store
+    from components.plain import describe
 
     learner, spec, about = store.load(folder)
     columns, shape = about.get("columns"), spec["input_shape"]
@@ -77,9 +80,11 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
         from flows.recommend import recommend
 
         require(support != "", "support must be a file of ratings, got none. Give support=<csv>.")
+        require(not least, f"abstain is of models that tell classes apart, got {abstain} for one of ratings. Leave it out; top=20 keeps the best.")
         require(not save, "save keeps a model that tells classes apart; one of ratings adapts anew in milliseconds. Leave save out.")
         recommend(folder, model, learner, about, Path(support), Path(query) if query else None, _count(top), target)
         return
+    require(top == "0", f"top is of models of ratings, got {top} for one that tells classes apart. Leave it out; abstain=0.7 leaves doubtful ones open.")
     require(query != "", "query must be what is to be named, got none. Give query=<folder or file>.")
     require(
         spec["objective"] == "cross_entropy" and (len(shape) == 3 or columns is not None),
@@ -115,6 +120,8 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
         print(f"loss on the examples, step by step: {' '.join(f'{loss:.3f}' for loss in losses)}")
     named = int(sure.sum())
     left = f", {len(names) - named} left open" if least > 0 else ""
+    if columns is None and (others := pictures.others(support, query)):
+        left += f", {len(others)} other files left out ({describe(others)})"
     what = ("row" if columns else "picture") + "s" * (named != 1)
     print(f"{named} {what} named among {', '.join(classes)}{left}: {target}")
 
@@ -122,7 +129,7 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
 def _count(given: str) -> int:
     from components.inputs import require
 
-    require(given.isdigit(), f"top must be a number of items, got {given!r}. Use 20, or leave it out for all.")
+    require(given.isdecimal(), f"top must be a number of items, got {given!r}. Use 20, or leave it out for all.")
     return int(given)
 
 

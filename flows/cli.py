@@ -26,6 +26,9 @@ Stages whose config, data and code are unchanged are not run again.
 """
 
 
+RESUMED = "stopped; the same command goes on from the last finished epoch"
+
+
 def fail(error: BaseException) -> NoReturn:
     """Print one line and exit: 2 when the user's input is wrong, 1 for anything else."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -111,14 +114,14 @@ def _dry_run(overrides: Sequence[str]) -> None:
         print(f"{name:<15} {verdict:<7} {reason} ({took})")
 
 
-def guarded(body: Callable[[], Any]) -> None:
-    """Run an entry point's body and turn every ending into an exit code."""
+def guarded(body: Callable[[], Any], stopped: str = "stopped") -> None:
+    """Run an entry point's body and turn every ending into an exit code; `stopped` is told where it was stopped and says nothing of its own."""
     try:
         body()
     except InputError as error:
         fail(error)
     except KeyboardInterrupt as error:
-        fail(KeyboardInterrupt(str(error) or "stopped; the same command goes on from the last finished epoch"))
+        fail(KeyboardInterrupt(str(error) or stopped))
     except Exception as error:
         cause = _input_error(error)
         if cause is not None:
@@ -184,9 +187,9 @@ def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:
 
         guarded(lambda: reproduce(run_id))
     elif "--multirun" in flags:
-        guarded(lambda: _multirun(retrain, overrides))
+        guarded(lambda: _multirun(retrain, overrides), RESUMED)
     else:
-        guarded(lambda: retrain(overrides=overrides))
+        guarded(lambda: retrain(overrides=overrides), RESUMED)
 
 
 def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:

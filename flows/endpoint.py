@@ -1,6 +1,9 @@
 """Serve a model over HTTP on this machine: `python -m flows.endpoint model=models:/<name>@champion [serving.port=8000 ...]`"""
 
+import contextlib
 import sys
+from pathlib import Path
+from typing import Any
 
 from flows import cli
 
@@ -32,8 +35,6 @@ def endpoint(*overrides: str, model: str) -> None:
     import torch
     import uvicorn
 
-    from components.acting import Acting
-    from components.endpoint import Endpoint
     from components.learners import store
     from components.learners.learner import learner_size
     from components.manifest import intact
@@ -42,20 +43,69 @@ def endpoint(*overrides: str, model: str) -> None:
     digest = intact(folder)
     learner, spec, about = store.load(folder)
     told = {"model": model, "domain": about["domain"], "learner": spec["name"], "parameters": int(learner_size(learner)), "digest": digest}
-    app = (Acting if spec["objective"] == "return" else Endpoint)(learner, told, spec, limits).application()
+    app = answering(learner, told, spec, limits, about, Path(folder)).application()
     print(f"{model} ({spec['name']}, {told['parameters']:,} parameters) answers at http://{limits.host}:{limits.port} (stop with Ctrl-C)", flush=True)
-    answering = uvicorn.Config(
+    config = uvicorn.Config(
         app,
         host=limits.host,
         port=limits.port,
-        http="h11",  # 64 KB of headers at most; httptools, which uvicorn takes where it is installed, keeps whatever comes (measured: 300 MB)
+        # h11 takes 64 KB of headers at most; httptools, which uvicorn takes where it is installed, keeps whatever comes (measured: 300 MB).
+        http=connections(limits.seconds),
         log_level="warning",
         access_log=False,
         server_header=False,
         limit_concurrency=limits.clients,
         timeout_keep_alive=limits.idle_seconds,
     )
-    uvicorn.Server(answering).run()
+    with contextlib.suppress(KeyboardInterrupt):  # how it is stopped
+        uvicorn.Server(config).run()
+
+
+def answering(learner: Any, told: dict[str, Any], spec: dict[str, Any], limits: Any, about: dict[str, Any], folder: Path) -> Any:
+    """Return what answers for such a model: it reads items as `flows.adapt` does."""
+    from components.acting import Acting
+    from components.domains.columns import Columns
+    from components.domains.shelf import Shelf
+    from components.endpoint import Endpoint
+    from components.rating import Rating
+
+    if spec["objective"] == "return":
+        return Acting(learner, told, spec, limits)
+    if "ratings" in about:
+        return Rating(learner, told, spec, limits, Shelf.open(folder, about["ratings"]))
+    return Endpoint(learner, told, spec, limits, Columns(**about["columns"]) if "columns" in about else None)
+
+
+def connections(seconds: float) -> Any:
+    """Return uvicorn's protocol on h11 that closes a connection whose request's head is not there in time: silent ones would fill `serving.clients`."""
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Timed(H11Protocol):
+        waiting: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is h11.IDLE:
+                self._wait()
+            elif self.waiting is not None:
+                self.waiting.cancel()
+                self.waiting = None
+
+        def _wait(self) -> None:
+            if self.waiting is None:
+                self.waiting = self.loop.call_later(seconds, lambda: self.transport.close())
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self.waiting is not None:
+                self.waiting.cancel()
+            super().connection_lost(exc)
+
+    return Timed
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from components.inputs import InputError, require
+
 CODE = Path(__file__).resolve().parent.parent  # of flows/ and components/
 TOLD = "conf/config.yaml"
 
@@ -40,8 +42,6 @@ def root() -> Path:
     """Return the folder that holds data.dvc, data/ and mlruns/: FEWLOOP_ROOT, or the checkout. Raises InputError where there is neither."""
     given = os.environ.get("FEWLOOP_ROOT")
     if not given and HOUSE != CODE:
-        from components.inputs import InputError
-
         told = "FEWLOOP_ROOT must name the folder of data, runs and pin, since fewloop is installed and not a checkout; got nothing"
         raise InputError(f"{told}. Set it: FEWLOOP_ROOT=<folder, a git repository of yours>.")
     return Path(given or CODE).resolve()
@@ -65,8 +65,6 @@ def locks() -> Path:
 
 def writable() -> None:
     """Make the folder of runs. Raises InputError where nothing can be written there."""
-    from components.inputs import InputError
-
     try:
         runs().mkdir(parents=True, exist_ok=True)
         reason = "" if os.access(runs(), os.W_OK) else "a folder that may only be read"
@@ -84,5 +82,22 @@ def stages() -> Path:
 def into_place(target: Path) -> Iterator[Path]:
     """Give the name of a file or folder beside `target`, which is renamed into its place once it is written."""
     partial = target.with_name(f".{target.name}.partial")
-    yield partial
-    os.replace(partial, target)
+    try:
+        yield partial
+        os.replace(partial, target)
+    except BaseException:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def target_file(out: str, *read: str) -> Path:
+    """Return the file that is to be written. Raises InputError where it is a folder, or lies in none, or is one of the paths that are read."""
+    target = Path(out)
+    require(target.name != "" and not target.is_dir(), f"out must be a file, got {out or 'nothing'}, a folder. Name a file in it.")
+    require(target.parent.is_dir(), f"out must lie in a folder that exists, got {target.parent}. Create it.")
+    same = [path for path in read if path and Path(path).resolve() == target.resolve()]
+    require(not same, f"out must be a file of its own, got {out}, which is read. Choose another name.")
+    return target

@@ -132,6 +132,19 @@ def test_a_choice_that_is_none_is_told() -> None:
         assert answer.status_code == 422 and "whole numbers below 2" in answer.json()["error"]
 
 
+@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e15, 1e25, 1e30])
+def test_episodes_of_another_size_are_answered_in_one_line(name: str, size: float) -> None:
+    client, learner = served(name, LEARNERS[name])
+    of = learner.environment
+    seen, action = [[size] * of.observation] * 4, [0, 1, 0, 1] if of.discrete else [[size] * of.actions] * 4
+    told = client.post("/adapt", {"episodes": [{"observation": seen, "action": action, "reward": [size, -size, size, 1.0]}]})
+    assert told.status_code in (200, 422) and (told.status_code == 200 or "Check their scale" in told.json()["error"]), told.text
+    asked = {"id": told.json().get("id") or client.post("/adapt", {}).json()["id"], "query_x": [[size] * of.observation, [0.0] * of.observation]}
+    said = client.post("/predict", asked)
+    assert "null" not in said.text and said.status_code in (200, 422), said.text
+
+
 def test_memory_for_nothing_is_told() -> None:
     client, _ = served("policy_memory", "navigation", dataclasses.replace(LIMITS, kept_megabytes=1e-6))
     assert client.post("/adapt", {}).status_code == 413

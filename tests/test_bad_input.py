@@ -48,6 +48,7 @@ BAD = {
     "a sweep out of range": ["student.sweep=[{temperature: 0}]"],
     "a sweep that is no whole number of epochs": ["student.sweep=[{noise: 0.1}]", "student.sweep_steps=30"],
     "features of a teacher without an encoder": ["learner=maml", "student.recipe.feature_weight=1"],
+    "an endpoint that listens everywhere": ["serving.host="],
     "stars of what was touched or not": ["experiment=clicks", "evaluation.scores=[mae]"],
     "an order of returns": ["experiment=navigation", "evaluation.scores=[ndcg_5]"],
     "training classes of values": ["experiment=sinusoid", "student.recipe.class_weight=1"],

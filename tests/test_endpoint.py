@@ -1,6 +1,7 @@
 """The endpoint: the same answers as in one process, ids that cost no adaptation, and no input that it does not answer in one line."""
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -8,6 +9,7 @@ import signal
 import socket
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,10 +20,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tasks_for_tests import CONV, MLP, PICTURES, VECTORS
-from workspace import PATIENCE, Workspace
+from workspace import PATIENCE, Workspace, until
 
 from components import serving
 from components.contracts import ServingSection
+from components.domains import images
 from components.endpoint import Endpoint
 from components.learners import store
 from flows.config import load
@@ -44,6 +47,36 @@ def request(way: int = 3, shot: int = 2, queries: int = 4, seed: int = 0) -> dic
     return {"support_x": x, "support_y": np.repeat(np.arange(way), shot), "query_x": q}
 
 
+def test_what_is_asked_for_again_is_kept_for_as_long_again() -> None:
+    client, told = Client(endpoint(dataclasses.replace(LIMITS, minutes=0.6 / 60))), request()
+    support = {k: told[k] for k in ("support_x", "support_y")}
+    name = client.post("/adapt", support).json()["id"]
+    time.sleep(0.4)
+    assert client.post("/adapt", support).json()["id"] == name
+    time.sleep(0.4)
+    assert client.post("/predict", {"id": name, "query_x": told["query_x"]}).status_code == 200
+
+
+def test_what_cannot_be_kept_is_told_and_answered_all_the_same() -> None:
+    client, told = Client(endpoint(dataclasses.replace(LIMITS, kept_megabytes=1e-6))), request()
+    refused = client.post("/adapt", {k: told[k] for k in ("support_x", "support_y")})
+    assert refused.status_code == 413 and "serving.kept_megabytes" in refused.json()["error"]
+    assert client.post("/predict", told).status_code == 200
+
+
+@pytest.mark.parametrize("norm", ["running", "task"])
+def test_a_large_query_is_answered_in_parts_unless_one_query_changes_another_s_answer(norm: str) -> None:
+    options = dataclasses.asdict(load(["learner=maml", f"learner.options.norm={norm}"]).learner)["options"]
+    learner, told, sizes = store.build(store.spec_of("maml", options, CONV, PICTURES, "cross_entropy")).eval(), request(queries=150), []
+    adapted = serving.adapt(learner, told["support_x"], told["support_y"])
+    with torch.no_grad():
+        whole = learner.predict(adapted, images.prepare(torch.from_numpy(told["query_x"]))[None])[0].softmax(-1).numpy()
+    predict = learner.predict
+    learner.predict = lambda adapted, x: (sizes.append(x.shape[1]), predict(adapted, x))[1]
+    assert np.allclose(serving.answer(learner, adapted, told["query_x"]), whole, atol=1e-5)
+    assert sizes == ([64, 64, 22] if norm == "running" else [150])
+
+
 class Client:
     """Requests to an endpoint without a server between."""
 
@@ -59,6 +92,19 @@ class Client:
 
     def post(self, path: str, told: object) -> httpx.Response:
         return self.call("POST", path, told if isinstance(told, bytes) else orjson.dumps(told, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+@contextlib.contextmanager
+def serving_by(workspace: Workspace, model: str) -> Iterator[Client]:
+    """What `flows.endpoint model=...` answers by in a workspace, without its server."""
+    from flows import endpoint, tracking
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWLOOP_ROOT", str(workspace.root))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workspace.root / 'mlruns' / 'mlflow.db'}")
+        folder = Path(tracking.model_folder(model))
+    learner, spec, about = store.load(folder)
+    yield Client(endpoint.answering(learner, {"digest": "d", "model": model}, spec, LIMITS, about, folder))
 
 
 def test_an_id_answers_as_the_examples_themselves_and_as_the_model_in_this_process() -> None:
@@ -209,7 +255,7 @@ def test_the_command_answers_on_loopback_and_ends_on_a_signal(finished: Workspac
         probe.listen()
         ended = finished.run("flows.endpoint", "model=models:/glyphs@champion", f"serving.port={port}", expect=2)
         assert f"Port {port} of 127.0.0.1 must be free" in ended.stderr
-    process = finished.start("flows.endpoint", "model=models:/glyphs@champion", f"serving.port={port}")
+    process = finished.start("flows.endpoint", "model=models:/glyphs@champion", f"serving.port={port}", "serving.clients=4", "serving.seconds=2")
     try:
         assert process.stdout is not None and f"answers at http://127.0.0.1:{port}" in process.stdout.readline()
         at = f"http://127.0.0.1:{port}"
@@ -219,7 +265,7 @@ def test_the_command_answers_on_loopback_and_ends_on_a_signal(finished: Workspac
                 break
             except httpx.ConnectError:
                 time.sleep(0.05)
-        assert told["input"] == {"item": "uint8", "shape": [28, 28], "support_y": "labels 0..way-1"}
+        assert told["input"] == {"item": "uint8", "shape": [28, 28], "support_y": "labels 0..way-1", "picture": "light on dark"}
         pool = np.load(finished.root / "data/glyphs/inputs.npy", mmap_mode="r")
         items = {"support_x": pool[[0, 1, 20, 21]].tolist(), "support_y": [0, 0, 1, 1], "query_x": pool[[2, 22]].tolist()}
         answer = httpx.post(f"{at}/predict", json=items).json()
@@ -237,6 +283,14 @@ def test_the_command_answers_on_loopback_and_ends_on_a_signal(finished: Workspac
             endless.sendall(b"GET /health HTTP/1.1\r\nX: ")
             for _ in range(100):
                 endless.sendall(b"a" * 10**6)
+        silent = [socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) for _ in range(4)]
+        silent[0].sendall(b"GET /health HTT")
+        until(lambda: httpx.get(f"{at}/health").status_code == 200)  # before, they kept all others out until they went by themselves
+        assert [one.recv(1) for one in silent] == [b""] * 4
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0 and "error" not in err, err
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.communicate(timeout=PATIENCE)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.communicate(timeout=PATIENCE)

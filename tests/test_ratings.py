@@ -16,6 +16,7 @@ import pytest
 import torch
 from sources import Chain
 from sources import ratings_file as own
+from test_endpoint import serving_by
 
 from components.contracts import SplitsSection
 from components.domains import ratings
@@ -332,6 +333,25 @@ def test_a_users_items_are_ranked_from_a_few_ratings(chain: Callable[[str], Chai
     left = [i for i in np.argsort(-wanted.numpy(), kind="stable") if i not in rated]
     assert ranked["item"].to_pylist() == [shelf.names[i] for i in left]
     assert ranked["rating"].to_pylist() == pytest.approx(wanted[left].clamp(1, 5).tolist(), abs=6e-4)
+    with serving_by(workspace, "models:/ratings@champion") as client:
+        mine = {"support_x": ["film 3", "film 7", "film 9"], "support_y": [4.5, 2, 3]}
+        said = client.post("/predict", mine | {"query_x": ranked["item"].to_pylist()}).json()
+        assert np.array(said["values"])[:, 0] == pytest.approx(ranked["rating"].to_pylist(), abs=6e-4)
+        assert client.post("/predict", {"id": said["id"], "query_x": ranked["item"].to_pylist()}).json() == said
+        told = client.call("GET", "/model").json()
+        assert told["input"] == {"item": "one of 20 names such as film 0, film 1, film 10", "support_y": "numbers from 1 to 5"}, told
+        for odd, why in (
+            ({"support_x": ["film 3"], "support_y": [9]}, "must be from 1 to 5"),
+            ({"support_x": ["film 3", "film 3"], "support_y": [2, 3]}, "every item once"),
+            ({"support_x": ["film 3"], "support_y": [2, 3]}, "one value an item"),
+            ({"support_x": ["Metropolis"], "support_y": [2]}, "the model knows, got Metropolis"),
+            ({"support_x": [[0.5] * 16], "support_y": [2]}, "a list of items' names"),
+        ):
+            answer = client.post("/adapt", odd)
+            assert answer.status_code == 422 and why in answer.json()["error"], answer.text
+    for more, why in ((["abstain=0.5"], "abstain is of models"), (["top=²"], "top must be a number")):
+        support = [f"support={tmp_path / 'mine.csv'}", f"out={tmp_path / 'no.csv'}"]
+        assert why in workspace.run("flows.adapt", "model=models:/ratings@champion", *support, *more, expect=2).stderr
     (tmp_path / "asked.csv").write_text("item\nfilm 1\nfilm 2\nfilm 3\n")
     query = [f"query={tmp_path / 'asked.csv'}", "top=2"]
     workspace.run("flows.adapt", "model=models:/ratings@champion", f"support={tmp_path / 'mine.csv'}", f"out={tmp_path / 'two.csv'}", *query)

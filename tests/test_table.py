@@ -9,6 +9,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from sources import Chain, letter_rows
+from test_endpoint import serving_by
 
 from components.contracts import SplitsSection
 from components.domains import table
@@ -170,6 +171,12 @@ def test_a_champion_of_rows_adapts_to_new_classes_and_is_kept(chain: Callable[[s
     lines = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
     assert lines[0] == ["row", "class", "probability", "letter-52", "letter-57"]
     assert [line[:2] for line in lines[1:]] == [["0", "letter-52"], ["1", "letter-57"]]
+    with serving_by(workspace, "models:/table@champion") as client:  # the same rows over HTTP, as they stand in the file
+        names = client.call("GET", "/model").json()["input"]["columns"]
+        rows = own.select(names).to_pandas().to_numpy()
+        asked = {"support_x": rows[new], "support_y": [0] * 5 + [1] * 5, "query_x": rows[[8 * 52 + 6, 8 * 57 + 6]]}
+        said = client.post("/predict", asked).json()["probabilities"]
+    assert np.array(said) == pytest.approx(np.array([line[3:] for line in lines[1:]], dtype=float), abs=6e-5)
     again = ["model=" + str(tmp_path / "adapted"), f"query={tmp_path / 'query.csv'}", f"out={tmp_path / 'again.csv'}", "abstain=1"]
     workspace.run("flows.adapt", "model=models:/table@champion", *files, f"save={tmp_path / 'adapted'}")
     told = workspace.run("flows.adapt", *again).stdout  # no support: the folder remembers what it was adapted to

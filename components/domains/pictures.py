@@ -58,10 +58,19 @@ def listed(asked: str) -> list[Path]:
     return found
 
 
+def others(support: str, query: str) -> list[str]:
+    """Return the names of files beside the pictures of a support and a query that are none by their suffix, hidden ones aside."""
+    folders = [folder for folder in (*(Path(support).iterdir() if support else ()), Path(query)) if folder.is_dir() and not folder.name.startswith(".")]
+    found = (p for folder in folders for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    return sorted(p.name for p in found if p.suffix.lower() not in SUFFIXES)
+
+
 def read_support(folder: Path, size: int, colour: bool = False) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Read `<folder>/<class>/*` into pictures [S, size, size] or [S, size, size, 3], labels [S] and the class names in order."""
     require(folder.is_dir(), f"support must be a folder with one sub-folder a class, got {folder}, which is no folder. Check the path.")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    odd = [name for name in names if not name.isprintable()]  # a name in bytes that are no UTF-8, say
+    require(not odd, f"support needs sub-folders with names that can be written, got {describe([ascii(name) for name in odd])}. Rename them.")
     require(len(names) >= 2, f"support needs at least two sub-folders, one a class, got {len(names)} in {folder}. Add examples of another class.")
     pictures, labels = [], []
     for label, name in enumerate(names):

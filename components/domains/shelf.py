@@ -47,11 +47,11 @@ class Shelf:
         except (OSError, KeyError, ValueError, pa.ArrowInvalid) as error:
             raise InputError(f"{folder} must hold the catalogue {KEPT} of its items, got: {error}. Train or register the model again.") from error
 
-    def numbers(self, asked: list[str], where: Path) -> tuple[np.ndarray, list[str]]:
+    def numbers(self, asked: list[str], where: Path, who: str = "") -> tuple[np.ndarray, list[str]]:
         """Return the numbers of items by name, and the names that the catalogue lacks. Raises InputError where it lacks all of them."""
         place = {name: i for i, name in enumerate(self.names)}
         found, lacks = [place[name] for name in asked if name in place], sorted({name for name in asked if name not in place})
-        require(len(found) > 0, f"{where} must name items that the model knows, such as {describe(self.names[:3])}, got none. Use their names.")
+        require(len(found) > 0, f"{where} must name items that the model knows, such as {describe(self.names[:3])}, got none{who}. Use their names.")
         return np.array(found), lacks
 
     def read(self, path: Path) -> tuple[list[Known], list[str]]:
@@ -79,7 +79,7 @@ class Shelf:
             who = f" by {user}" if user else ""
             fine = not (twice and scale["rating"])
             require(fine, f"{path} must hold one rating an item, got several of {describe(twice)}{who}. Keep the newest.")
-            here, unknown = self.numbers(items[own].tolist(), path)
+            here, unknown = self.numbers(items[own].tolist(), path, who)
             missing |= set(unknown)
             once = np.sort(np.unique(here, return_index=True)[1])  # what is touched again counts once
             known.append(Known(user, here[once], values[own][~np.isin(items[own], unknown)][once], people[user]))
