@@ -121,7 +121,7 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
     named = int(sure.sum())
     left = f", {len(names) - named} left open" if least > 0 else ""
     if columns is None and (others := pictures.others(support, query)):
-        left += f", {len(others)} other files left out ({describe(others)})"
+        left += f", {len(others)} other file{'s' * (len(others) > 1)} left out ({describe(others)})"
     what = ("row" if columns else "picture") + "s" * (named != 1)
     print(f"{named} {what} named among {', '.join(classes)}{left}: {target}")
 

@@ -275,6 +275,18 @@ def test_two_processes_keep_frozen_weights_and_reach_what_one_does(small_pool: P
     assert all(torch.allclose(found[0][n], found[1][n], atol=1e-5) for n in found[0] if n != "temperature")
 
 
+def test_a_normalisation_of_every_step_is_not_exported_as_one(tmp_path: Path) -> None:
+    from flows.export import export
+
+    for norm in ("per_step", "running"):
+        told = spec("mamlpp", norm=norm)
+        store.save(store.build(told), told, tmp_path / norm, {"domain": "glyphs"})
+    export(str(tmp_path / "running"), str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"export needs one normalisation, got .*Train with learner.options.norm"):
+        export(str(tmp_path / "per_step"), str(tmp_path / "none"))
+    assert (tmp_path / "out").exists() and not (tmp_path / "none").exists()
+
+
 @pytest.mark.slow
 def test_the_chain_begins_from_what_a_run_exported(finished: Workspace, new_workspace: Callable[[], Workspace], tmp_path: Path) -> None:
     teacher = next((finished.root / "mlruns/stages/teacher").glob("*/stage.json")).parent

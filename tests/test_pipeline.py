@@ -195,12 +195,25 @@ def test_adapt_names_new_pictures_from_a_folder_of_examples(finished: Workspace,
     for i in range(4):
         Image.fromarray(np.asarray(pool[i])).save(tmp_path / "query" / f"{i}.png")
     arguments = [f"{k}={tmp_path / k}" for k in ("support", "query")] + [f"out={tmp_path / 'out.csv'}"]
-    finished.run("flows.adapt", "model=models:/glyphs@champion", *arguments)
+    (tmp_path / "query" / "notes.txt").write_text("none of them")
+    told = finished.run("flows.adapt", "model=models:/glyphs@champion", *arguments).stdout
+    assert "4 pictures named among a, b, 1 other file left out (notes.txt)" in told
     lines = [line.split(",") for line in (tmp_path / "out.csv").read_text().splitlines()]
     assert lines[0] == ["file", "class", "probability", "a", "b"]
     assert [line[0] for line in lines[1:]] == ["0.png", "1.png", "2.png", "3.png"]
     assert all(float(line[3]) + float(line[4]) == pytest.approx(1, abs=2e-4) for line in lines[1:])
     assert any(r.data.tags["stage"] == "adapt" for r in runs_of(finished))
+    twice = [str(tmp_path / "support" / name / "0.png") for name in "ab"]  # of one name in two folders
+    finished.run("flows.adapt", "model=models:/glyphs@champion", arguments[0], f"query={','.join(twice)}", f"out={tmp_path / 'twice.csv'}")
+    assert [line.split(",")[0] for line in (tmp_path / "twice.csv").read_text().splitlines()[1:]] == twice
+    kept = sorted(str(path) for path in tmp_path.rglob("*"))
+    wrong = {tmp_path: "must be a file", ".": "must be a file", twice[0]: "a file of its own", tmp_path / "no" / "out.csv": "a folder that exists"}
+    for out, why in wrong.items():
+        asked = [arguments[0], f"query={twice[0]}", f"out={out}"]
+        assert why in finished.run("flows.adapt", "model=models:/glyphs@champion", *asked, expect=2).stderr
+    ended = finished.run("flows.adapt", "model=models:/glyphs@champion", *arguments, "top=3", expect=2)
+    assert "top is of models of ratings" in ended.stderr
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == kept, "and nothing is left half-written"
 
 
 def test_evaluate_repeats_the_pipelines_own_score(finished: Workspace) -> None:
