@@ -33,7 +33,7 @@ def export(model: str, out: str) -> None:
         spec["objective"] != "return",
         f"export needs a learner of pictures or vectors, got {model}, a policy, which reads what it believes besides. Choose another.",
     )
-    steps = spec["options"].get("norm") == "per_step"
+    steps = spec.get("options", {}).get("norm") == "per_step"
     require(not steps, f"export needs one normalisation, got {model}, which has one for every inner step. Train with learner.options.norm=running.")
     several = f"got {model}, which is {spec['name']} of {len(spec.get('members', []))} learners"
     require("backbone" in spec, f"export needs a learner of one backbone, {several}. Name a teacher or student: a folder under mlruns/stages/.")
