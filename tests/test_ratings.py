@@ -105,7 +105,7 @@ def test_the_strength_of_a_linear_reference_is_the_best_by_the_objectives_own_sc
             reached = [OBJECTIVES[name].score(Linear(found[role].head, float(r), alone)(task), task.query.y).mean().item() for r in RIDGES]
             own_score = OBJECTIVES[name].score(found[role](task), task.query.y).mean().item()
             assert own_score == pytest.approx(max(reached) if name == "ranking" else min(reached), abs=1e-6), (name, role)
-            assert min(reached) < max(reached)
+            assert min(reached) < max(reached) or (name, alone) == ("ranking", True), "a constant changes no order"
 
 
 def test_item_means_are_shrunk_and_factors_are_those_of_numpy(tmp_path: Path) -> None:
