@@ -118,7 +118,8 @@ def test_a_run_that_was_asked_for_again_is_no_further_seed(tmp_path: Path) -> No
     points, scores = sweep(tmp_path)
     again = Point(list(reversed(points[1].overrides)), points[1].result)
     assert distinct([*points, again, again]) == [points[0], again, *points[2:]]
-    assert table(distinct([*points, again, again]))[1][1][2].startswith(f"{100 * scores['maml'].mean():.2f} ± ")
+    told = {row[0]: row[2] for row in table(distinct([*points, again, again]))[1]}
+    assert told["learner=maml"].startswith(f"{100 * scores['maml'].mean():.2f} ± ")
 
 
 def test_runs_of_other_settings_share_those_that_all_have(tmp_path: Path) -> None:
