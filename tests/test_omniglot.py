@@ -108,4 +108,4 @@ def test_the_real_archive_has_the_known_counts() -> None:
     assert len(source.classes) == 964 and len({c.group for c in source.classes}) == 30
     assert source.inputs.shape == (19_280, 28, 28)
     train = [c for c in source.classes if split_of(options.splits, c.group, c.name) == "train"]
-    assert len({c.group for c in train}) == 30 - 5 - 2 - 5
+    assert len({c.group for c in train}) == 30 - 5 - 4 - 5
