@@ -206,9 +206,10 @@ class Config:
             require(not self.evaluation.scores, f"evaluation.scores are of tasks that have values, got {self.evaluation.scores}. Use evaluation.scores=[].")
             require(not one, f"tasks of classes need at least 2 ways, got 1 in {', '.join(one)}. A task needs two classes to tell apart.")
         else:
-            values = {"squared_error": "mae, rmse, ndcg", "ranking": "ndcg"}.get(self.domain.objective, "none")
-            odd = [name for name in self.evaluation.scores if name.partition("_")[0] not in values.split(", ")]
-            told = f"evaluation.scores of objective {self.domain.objective} are {values.replace('ndcg', 'ndcg_1, ndcg_3, ndcg_5')}"
+            orders = ["ndcg_1", "ndcg_3", "ndcg_5"]
+            known = {"squared_error": ["mae", "rmse", *orders], "ranking": orders}.get(self.domain.objective, [])
+            odd = [name for name in self.evaluation.scores if name not in known]
+            told = f"evaluation.scores of objective {self.domain.objective} are {', '.join(known) or 'none'}"
             require(not odd, f"{told}, got {', '.join(odd)}. Leave them out.")
             require(self.tasks.way == 1, f"tasks.way must be 1 in domain {self.domain.name}, whose tasks have values, got {self.tasks.way}. Set tasks.way=1.")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), got {self.seed}. Use seed=0.")
