@@ -17,14 +17,14 @@ class Rating(Endpoint):
 
     def __init__(self, learner: Any, about: dict[str, Any], spec: dict[str, Any], limits: ServingSection, shelf: Shelf) -> None:
         super().__init__(learner, about, spec, limits)
-        self.shelf, self.place = shelf, {name: i for i, name in enumerate(shelf.names)}
+        self.shelf = shelf
         self.rated = shelf.scale["rating"] is not None
         users = Columns(**shelf.scale["about"]) if "about" in shelf.scale else None
         self.nothing = users.read(np.full((1, len(users.names)), np.nan))[0] if users else np.zeros(0, dtype=np.float32)
 
     async def model(self, request: Request) -> dict[str, Any]:
         values = f"numbers from {self.shelf.scale['least']:g} to {self.shelf.scale['greatest']:g}" if self.rated else "1 for each touched item"
-        inputs = {"item": f"one of {len(self.place)} names such as {describe(self.shelf.names[:3])}", "support_y": values}
+        inputs = {"item": f"one of {len(self.shelf.names)} names such as {describe(self.shelf.names[:3])}", "support_y": values}
         return self.about | {"input": inputs, "output": "values, on the scale of ratings" if self.rated else "values, which tell an order and have no unit"}
 
     def _examples(self, told: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +55,7 @@ class Rating(Endpoint):
             raise RefusedError(422, f"{name} must be a list of items' names, got something else. See /model.")
         if len(found) > self.limits.examples:
             raise RefusedError(413, f"{name} must hold at most {self.limits.examples} items, got {len(found)}. Send fewer.")
-        lacks = sorted({one for one in found if one not in self.place})
+        lacks = sorted({one for one in found if one not in self.shelf.place})
         if lacks:
             raise RefusedError(422, f"{name} must name items that the model knows, got {describe(lacks)[:200]}. Leave them out.")
-        return np.array([self.place[one] for one in found])
+        return np.array([self.shelf.place[one] for one in found])

@@ -17,9 +17,10 @@ def recommend(folder: Path, model: str, learner: Any, about: dict[str, Any], sup
     from components.domains.columns import names_in, read_table
     from components.domains.shelf import Shelf
     from components.inputs import require
+    from components.plain import describe
 
     shelf = Shelf.open(folder, about["ratings"])
-    known, unknown = shelf.read(support)
+    known, unknown, strangers = shelf.read(support)
     asked, item = None, shelf.scale["item"]
     if query is not None:
         table = read_table(query, [item])
@@ -29,7 +30,8 @@ def recommend(folder: Path, model: str, learner: Any, about: dict[str, Any], sup
     experiment = tracking.open_store(about["domain"])
     with tracking.run(experiment, "adapt", {"stage": "adapt", "model": model}) as run_id:
         ratings = sum(len(one.values) for one in known)
-        tracking.log_params(run_id, {"model": model, "support": str(support), "users": len(known), "ratings": ratings, "unknown_items": len(unknown)})
+        counts = {"users": len(known), "ratings": ratings, "unknown_items": len(unknown), "unknown_users": len(strangers)}
+        tracking.log_params(run_id, {"model": model, "support": str(support), **counts})
         several, count, ordered = bool(known[0].user), 0, learner.objective.name == "ranking"
         with into_place(target) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
@@ -39,7 +41,8 @@ def recommend(folder: Path, model: str, learner: Any, about: dict[str, Any], sup
                     writer.writerow([*([one.user] if several else []), shelf.names[number], shelf.titles[number], f"{value:.3f}"])
                     count += 1
         tracking.log_file(run_id, target)
-    left = f", {len(unknown)} items left out that the model does not know ({', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''})" if unknown else ""
+    left = f", {len(unknown)} item{'s' * (len(unknown) > 1)} left out that the model does not know ({describe(unknown)})" if unknown else ""
+    left += f", {len(strangers)} user{'s' * (len(strangers) > 1)} who named no other ({describe(strangers)})" if strangers else ""
     told = "ratings" if shelf.scale["rating"] else "touched items"
     print(f"{count} items ranked for {len(known)} user{'s' * (len(known) > 1)} from {ratings} {told}{left}: {target}")
 

@@ -89,10 +89,17 @@ def test_what_a_new_user_touched_is_read_as_a_task_would_be(tmp_path: Path) -> N
     table = table.filter(pa.compute.equal(table["user"], name))
     again = table.set_column(2, "time", pa.compute.add(table["time"], 50)).take([3, 1, 0, 5, 4, 2])  # what is touched again counts once
     pyarrow.csv.write_csv(pa.concat_tables([again, table]), tmp_path / "mine.csv")
-    known, _ = shelf.read(tmp_path / "mine.csv")
+    known, *_ = shelf.read(tmp_path / "mine.csv")
     inputs, values = shelf.examples(known[0])
     assert np.array_equal(inputs, pool.inputs[own]) and np.array_equal(values, pool.targets[own])
     assert [shelf.names[i] for i in known[0].items] == table["item"].to_pylist()
+    most = len(shelf.names) // 2
+    for count in (most, most + 1):
+        pyarrow.csv.write_csv(pa.table({"item": shelf.names[:count]}), tmp_path / "all.csv")
+        if count == most:
+            assert len(shelf.read(tmp_path / "all.csv")[0][0].items) == most
+    with pytest.raises(InputError, match=f"must be {most} at most, got {most + 1}: .*Give the newest {most}"):
+        shelf.read(tmp_path / "all.csv")
 
 
 @pytest.mark.slow

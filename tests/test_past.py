@@ -33,7 +33,8 @@ def test_what_was_saved_once_says_the_same(folder: Path, tmp_path: Path) -> None
 
 def test_what_is_no_learner_is_still_told(tmp_path: Path) -> None:
     shutil.copytree(SAVED[0], tmp_path / "odd")
-    for text in ("{}", '{"spec": {"name": "fused", "members": 3}, "about": {}}', '{"spec": {"name": "protonet"}, "about": {}}', "[]"):
+    silent = json.dumps({"spec": json.loads((SAVED[0] / "learner.json").read_text())["spec"]})
+    for text in (silent, "{}", '{"spec": {"name": "fused", "members": 3}, "about": {}}', '{"spec": {"name": "protonet"}, "about": {}}', "[]"):
         (tmp_path / "odd" / "learner.json").write_text(text)
         with pytest.raises(ValueError, match=r"A learner needs learner\.json"):
             store.load(tmp_path / "odd")

@@ -192,13 +192,13 @@ def test_a_file_of_ratings_is_read_as_the_model_knows_its_items(tmp_path: Path) 
     items = [source.item_notes[i] for i in held_out]
     found, lacks = shelf.numbers(items, tmp_path)
     assert np.array_equal(shelf.vectors[found], pool.inputs[held_out]) and not lacks
-    (tmp_path / "mine.csv").write_text("item,rating,user\nfilm 3,4.5,a\nfilm 7,2,b\nfilm 9,3,a\nno such film,3,a\n")
-    known, lacks = shelf.read(tmp_path / "mine.csv")
+    (tmp_path / "mine.csv").write_text("item,rating,user\nfilm 3,4.5,c\nno such film,1,d\nfilm 7,2,b\nfilm 9,3,c\nno such film,3,c\nfilm 3,1,b\n")
+    known, lacks, strangers = shelf.read(tmp_path / "mine.csv")
     assert [(one.user, [shelf.names[i] for i in one.items], one.values.tolist()) for one in known] == [
-        ("a", ["film 3", "film 9"], [4.5, 3.0]),
-        ("b", ["film 7"], [2.0]),
+        ("c", ["film 3", "film 9"], [4.5, 3.0]),
+        ("b", ["film 7", "film 3"], [2.0, 1.0]),
     ]
-    assert lacks == ["no such film"]
+    assert (lacks, strangers) == (["no such film"], ["d"])
     for text, told in (
         ("item,stars\nfilm 3,4\n", "lacks rating"),
         ("item,rating\nfilm 3,9\n", "ratings from 1 to 5, got 9"),
@@ -238,7 +238,7 @@ def test_an_item_is_found_by_its_name_as_it_is_written(tmp_path: Path) -> None:
     write_pool(ratings.build(replace(OPTIONS, file=str(tmp_path / "books.csv"), min_ratings=5, factors=2)), SPLITS, "ratings", "x" * 64, tmp_path / "pool")
     shelf = Shelf.open(tmp_path / "pool", open_pool(tmp_path / "pool").kept["ratings"])
     (tmp_path / "one.csv").write_text("item,rating\n0001,2\n0002,3\n")
-    known, unknown = shelf.read(tmp_path / "one.csv")
+    known, unknown, _ = shelf.read(tmp_path / "one.csv")
     assert [shelf.names[i] for i in known[0].items] == ["0001", "0002"] and unknown == []
     (tmp_path / "two.csv").write_text("item,rating\n1,2\n0002,3\n")
     assert shelf.read(tmp_path / "two.csv")[1] == ["1"]
@@ -272,7 +272,7 @@ def test_what_is_told_of_users_stands_beside_their_items(tmp_path: Path) -> None
     grown = open_pool(tmp_path / "grown")
     cls = int(grown.split("test")[0])
     some[some.user == names[cls]].sample(frac=1, random_state=1).to_csv(tmp_path / "one.csv", index=False)
-    (one,), _ = Shelf.open(tmp_path / "grown", grown.kept["ratings"]).read(tmp_path / "one.csv")
+    (one,), *_ = Shelf.open(tmp_path / "grown", grown.kept["ratings"]).read(tmp_path / "one.csv")
     trained = np.array([age[names[c]] for c in grown.split("train")])
     newest = (age[names[cls]] - trained.mean()) / trained.std()  # all have grown alike
     assert one.about == pytest.approx([newest], abs=1e-5) and grown.inputs[grown.first[cls], -1] == pytest.approx(newest, abs=1e-5)
@@ -320,6 +320,10 @@ def test_a_users_items_are_ranked_from_a_few_ratings(chain: Callable[[str], Chai
     (tmp_path / "mine.csv").write_text("item,rating\nfilm 3,4.5\nfilm 7,2\nfilm 9,3\n")
     told = workspace.run("flows.adapt", "model=models:/ratings@champion", f"support={tmp_path / 'mine.csv'}", f"out={tmp_path / 'ranked.csv'}").stdout
     assert "17 items ranked for 1 user from 3 ratings" in told
+    (tmp_path / "some.csv").write_text("user,item,rating\nann,film 3,4.5\nbob,no such film,2\nann,film 7,2\n")
+    told = workspace.run("flows.adapt", "model=models:/ratings@champion", f"support={tmp_path / 'some.csv'}", f"out={tmp_path / 'some-ranked.csv'}").stdout
+    left = "1 item left out that the model does not know (no such film), 1 user who named no other (bob)"
+    assert f"18 items ranked for 1 user from 2 ratings, {left}: " in told, told
     ranked = pyarrow.csv.read_csv(tmp_path / "ranked.csv")
     folder = next(workspace.root.glob("mlruns/stages/fused/*/learner.json")).parent
     learner, _, about = store.load(folder)

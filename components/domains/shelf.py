@@ -1,6 +1,8 @@
 """The catalogue of items as a model keeps it, and what users have rated or touched, read by it."""
 
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,12 @@ class Known:
     about: np.ndarray
 
 
+def rows_by(users: np.ndarray) -> list[np.ndarray]:
+    """Return the numbers of each user's rows, ascending; users [N] in the order of their first rows."""
+    _, codes, counts = np.unique(users, return_inverse=True, return_counts=True)
+    return sorted(np.split(np.argsort(codes, kind="stable"), np.cumsum(counts)[:-1]), key=lambda rows: int(rows[0]))
+
+
 @dataclass(frozen=True)
 class Shelf:
     """The catalogue as a model keeps it: every item's name, title and vector [items, D], and the scale of ratings."""
@@ -47,18 +55,22 @@ class Shelf:
         except (OSError, KeyError, ValueError, pa.ArrowInvalid) as error:
             raise InputError(f"{folder} must hold the catalogue {KEPT} of its items, got: {error}. Train or register the model again.") from error
 
-    def numbers(self, asked: list[str], where: Path, who: str = "") -> tuple[np.ndarray, list[str]]:
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """The number of every item, by its name."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    def numbers(self, asked: list[str], where: Path) -> tuple[np.ndarray, list[str]]:
         """Return the numbers of items by name, and the names that the catalogue lacks. Raises InputError where it lacks all of them."""
-        place = {name: i for i, name in enumerate(self.names)}
-        found, lacks = [place[name] for name in asked if name in place], sorted({name for name in asked if name not in place})
-        require(len(found) > 0, f"{where} must name items that the model knows, such as {describe(self.names[:3])}, got none{who}. Use their names.")
+        found, lacks = [self.place[name] for name in asked if name in self.place], sorted({name for name in asked if name not in self.place})
+        require(len(found) > 0, f"{where} must name items that the model knows, such as {describe(self.names[:3])}, got none. Use their names.")
         return np.array(found), lacks
 
-    def read(self, path: Path) -> tuple[list[Known], list[str]]:
-        """Read a file of ratings, of one user or of several; return each user's, and the items that the catalogue lacks.
+    def read(self, path: Path) -> tuple[list[Known], list[str], list[str]]:
+        """Read a file of ratings, of one user or of several; return each user's, the items that the catalogue lacks, and users of whom it lacks every item.
 
         Rows are taken in the order of the column of times, where there is one; what no column tells of a user is the mean. Raises InputError
-        where a column is missing, a rating lies outside of the scale, a user rated an item twice, or touched too many.
+        where a column is missing, a rating lies outside of the scale, a user rated an item twice, or touched too many, or no item is known.
         """
         scale = self.scale
         table = read_table(path, [scale["user"], scale["item"]])
@@ -70,22 +82,25 @@ class Shelf:
         values = self._values(table, path) if scale["rating"] else np.ones(len(table))
         several = scale["user"] in table.column_names
         users = np.array(names_in(table, scale["user"], path) if several else [""] * len(table))
-        items = np.array(names_in(table, scale["item"], path))
+        items = names_in(table, scale["item"], path)
+        require(len(items) > 0, f"{path} must hold ratings, got none. Add some.")
+        _, missing = self.numbers(items, path)
         people = self._people(table, users, path)
-        known, missing = [], set()
-        for user in dict.fromkeys(users.tolist()):
-            own = users == user
-            twice = sorted({name for name in items[own] if (items[own] == name).sum() > 1})
-            who = f" by {user}" if user else ""
-            fine = not (twice and scale["rating"])
-            require(fine, f"{path} must hold one rating an item, got several of {describe(twice)}{who}. Keep the newest.")
-            here, unknown = self.numbers(items[own].tolist(), path, who)
-            missing |= set(unknown)
-            once = np.sort(np.unique(here, return_index=True)[1])  # what is touched again counts once
-            known.append(Known(user, here[once], values[own][~np.isin(items[own], unknown)][once], people[user]))
+        rated = np.array([self.place.get(name, -1) for name in items])
+        known, strangers = [], []
+        for own in rows_by(users):
+            user, names = str(users[own[0]]), [items[row] for row in own]
+            if scale["rating"] and len(set(names)) < len(names):
+                twice = sorted(name for name, count in Counter(names).items() if count > 1)
+                raise InputError(f"{path} must hold one rating an item, got several of {describe(twice)}{f' by {user}' if user else ''}. Keep the newest.")
+            own = own[rated[own] >= 0]
+            own = own[np.sort(np.unique(rated[own], return_index=True)[1])]  # what is touched again counts once
+            if not len(own):
+                strangers.append(user)
+                continue
+            known.append(Known(user, rated[own], values[own], people[user]))
             self.examples(known[-1])  # raises before any work
-        require(len(known) > 0, f"{path} must hold ratings, got none. Add some.")
-        return known, sorted(missing)
+        return known, missing, strangers
 
     def _values(self, table: pa.Table, path: Path) -> np.ndarray:
         name, least, greatest = (self.scale[key] for key in ("rating", "least", "greatest"))
@@ -115,6 +130,9 @@ class Shelf:
         """Return the inputs [S, D] and centred values [S] that a learner adapts to; after what was touched comes what was not, as in training."""
         items, values, scale = known.items, known.values, self.scale
         if scale["rating"] is None:
+            most, who = len(self.names) // (1 + scale["negatives"]), f" by user {known.user}" if known.user else ""
+            told = f"the model draws {scale['negatives']} untouched items of its {len(self.names)} beside each touched one"
+            require(len(items) <= most, f"touched items{who} must be {most} at most, got {len(items)}: {told}. Give the newest {most}.")
             items, values = with_untouched(items, len(self.names), scale["negatives"], scale["seed"], known.user)
         return self.inputs(items, known), (values - scale["middle"]).astype(np.float32)
 

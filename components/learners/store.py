@@ -109,13 +109,14 @@ def load(folder: str | Path) -> tuple[Learner, Spec, dict[str, Any]]:
         spec = past.specification(told["spec"])
         learner = build(spec)
         learner.load_state_dict(past.weights(spec, load_file(folder / "learner.safetensors")))
+        about = dict(told["about"])
     except InputError:
         raise
     except Exception as error:  # safetensors raises its own type; torch a RuntimeError on shapes
         raise InputError(
             f"A learner needs learner.json and learner.safetensors that match, got in {folder}: {one_line(error)}. Train or register it again."
         ) from error
-    return learner.eval(), spec, told["about"]
+    return learner.eval(), spec, about
 
 
 def save_adapted(adapted: Adapted, folder: Path, classes: list[str]) -> None:
