@@ -115,8 +115,8 @@ class EvaluationSection:
 
     def __post_init__(self) -> None:
         require(len(self.settings) > 0, "evaluation.settings needs at least one setting such as 5w1s, got none. Use evaluation.settings=[5w1s].")
-        for setting in self.settings:
-            way_shot(setting)
+        distinct = {way_shot(setting) for setting in self.settings}
+        require(len(distinct) == len(self.settings), f"evaluation.settings must name each setting once, got {', '.join(self.settings)}. Leave the others out.")
         for name in ("tasks", "gate_tasks", "query", "scratch_tasks", "scratch_lr", "challenge_runs"):
             positive(**{f"evaluation.{name}": getattr(self, name)})
         require(self.tasks >= 2, f"evaluation.tasks must be at least 2 for an interval, got {self.tasks}.")
@@ -211,7 +211,8 @@ class Config:
             odd = [name for name in self.evaluation.scores if name not in known]
             told = f"evaluation.scores of objective {self.domain.objective} are {', '.join(known) or 'none'}"
             require(not odd, f"{told}, got {', '.join(odd)}. Leave them out.")
-            require(self.tasks.way == 1, f"tasks.way must be 1 in domain {self.domain.name}, whose tasks have values, got {self.tasks.way}. Set tasks.way=1.")
+            several = [s for s in self.evaluation.settings if way_shot(s)[0] > 1] + ([f"tasks.way={self.tasks.way}"] if self.tasks.way > 1 else [])
+            require(not several, f"tasks of domain {self.domain.name} have values, and so 1 way, got {', '.join(several)}. Use tasks.way=1, and 1w5s for 5w5s.")
         require(0 <= self.seed < 2**31, f"seed must lie in [0, 2**31), got {self.seed}. Use seed=0.")
 
 

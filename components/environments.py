@@ -45,9 +45,10 @@ class Environment:
         """Draw the hidden parameters [count, P] of environments, uniformly."""
         columns = []
         for name, (low, high) in self.parameters.items():
-            drawn = bits(key_of(seed, "environment", name), np.arange(2 * count, dtype=np.uint64).reshape(2, -1))
-            value = low + (high - low) * _unit(drawn[0])
-            columns.append(np.where(drawn[1] % np.uint64(2) == 0, value, -value) if name in self.signed else value)
+            numbers = np.arange(count, dtype=np.uint64)  # environment i is the same however many there are
+            value = low + (high - low) * _unit(bits(key_of(seed, "environment", name), numbers))
+            negative = bits(key_of(seed, "environment sign", name), numbers) % np.uint64(2) == 1
+            columns.append(np.where(negative, -value, value) if name in self.signed else value)
         return np.stack(columns, 1).astype(np.float32)
 
 

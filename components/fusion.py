@@ -18,6 +18,7 @@ from components.learners.fused_policy import FusedPolicy
 from components.learners.learner import Learner, learner_size
 from components.learners.views import Views
 from components.learning import FusionSection
+from components.lineage import lineage
 from components.validation import Validation, by_task, calibrate
 
 CANDIDATES = "candidates"  # folder of an output that holds every way of joining that was built
@@ -222,12 +223,14 @@ MODES: dict[str, Callable[[Request], Built]] = {  # the plainest first
 }
 
 
-def save_best(candidates: list[Candidate], out: Path, member: str) -> dict[str, float]:
-    """Write the best candidate, about what `member` is about, all of them under `candidates/`, and their table; return the choice's metrics."""
+def save_best(candidates: list[Candidate], out: Path, members: Sequence[str]) -> dict[str, float]:
+    """Write the best candidate, about what `members` are about, all of them under `candidates/`, and their table; return the choice's metrics."""
+    told = [store.about(path) for path in members]
+    about = told[0] | lineage(told[0]["domain"], told[0]["trained_on"], told)
     best = candidates[0]
     weights = best.spec.get("member", best.spec).get("weights", [])
     for candidate, folder in [(best, out), *((c, out / CANDIDATES / c.mode) for c in candidates)]:
-        store.save(candidate.learner, candidate.spec, folder, store.about(member) | {"objective": f"fused: {candidate.mode}"}, Path(member))
+        store.save(candidate.learner, candidate.spec, folder, about | {"objective": f"fused: {candidate.mode}"}, Path(members[0]))
     table = {c.mode: c.scores for c in candidates}
     (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": weights, "validation": table}, indent=1) + "\n")
     metrics = {f"val/{c.mode}/{name}": value for c in candidates for name, value in c.scores.items()}

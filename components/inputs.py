@@ -19,6 +19,6 @@ def positive(**values: float) -> None:
 def way_shot(setting: str) -> tuple[int, int]:
     """Parse `5w1s` into (5, 1). Raises InputError for anything else."""
     way, _, rest = setting.partition("w")
-    ok = way.isdigit() and rest.endswith("s") and rest[:-1].isdigit() and int(way) >= 1 and int(rest[:-1]) >= 1
+    ok = way.isdecimal() and rest.endswith("s") and rest[:-1].isdecimal() and int(way) >= 1 and int(rest[:-1]) >= 1
     require(ok, f"evaluation.settings takes <way>w<shot>s with way >= 1 and shot >= 1, got {setting!r}. Use for example 5w1s.")
     return int(way), int(rest[:-1])

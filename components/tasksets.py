@@ -90,7 +90,9 @@ def check(spec: TaskSpec, pool: Pool) -> None:
     sizes = _group_sizes(pool, classes)
     available = max(sizes.values(), default=0) if spec.within == "group" else len(classes)
     where = f"in one group of split '{spec.split}'" if spec.within == "group" else f"in split '{spec.split}'"
-    more = f"Use way<={available} or put more groups into domain.splits.{spec.split}."
+    of = f"domain.splits.{spec.split}, raise domain.splits.shares.{spec.split}"
+    give = "add classes" if spec.split == "train" else f"name more groups in {of}, or add classes"
+    more = f"Use way<={available}, {give}." if available > 1 else f"{give.capitalize()}."
     require(
         spec.way <= available,
         f"{spec.table}: way={spec.way} needs {spec.way} classes {where}, but pool {name} has {available}. "
@@ -161,11 +163,14 @@ def _by_group(pool: Pool, classes: np.ndarray, spec: TaskSpec) -> tuple[np.ndarr
     """Return class indices side by side by group, each group's offset and size, and its number (-1 for tasks across groups)."""
     if spec.within == "all":
         return classes.astype(np.int32), np.array([0]), np.array([len(classes)]), np.array([-1])
-    names = sorted(set(pool.groups))
-    usable = [name for name, size in sorted(_group_sizes(pool, classes).items()) if size >= spec.way]
-    members = [np.array([c for c in classes if pool.groups[c] == name], dtype=np.int32) for name in usable]
-    sizes = np.array([len(m) for m in members])
-    return np.concatenate(members), np.concatenate([[0], np.cumsum(sizes)[:-1]]), sizes, np.array([names.index(n) for n in usable])
+    number = {name: i for i, name in enumerate(sorted(set(pool.groups)))}
+    found: dict[str, list[int]] = {}
+    for c in classes:
+        found.setdefault(pool.groups[c], []).append(c)
+    usable = [name for name in sorted(found) if len(found[name]) >= spec.way]
+    members, sizes = [found[name] for name in usable], np.array([len(found[name]) for name in usable])
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    return np.concatenate(members).astype(np.int32), offsets, sizes, np.array([number[name] for name in usable])
 
 
 def specs(tasks: TasksSection, evaluation: EvaluationSection, cells: Sequence[str] = ()) -> list[TaskSpec]:

@@ -35,6 +35,7 @@ from components.learners.learner import Learner, learner_size
 from components.learners.policy import Policy
 from components.learners.views import Views, once
 from components.learning import FitSection
+from components.lineage import lineage
 from components.networks import freeze, share_statistics
 from components.objectives import OBJECTIVES
 from components.plain import to_plain
@@ -341,7 +342,8 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
     if rank == 0:
         names = pool.classes["name"].to_pylist()
         trained = [names[c] for c in pool.split("train")]
-        about: dict[str, Any] = {"domain": pool.domain, "trained_on": trained, "objective": job.objective, "start": began}
+        before = [store.about(path) for path in (*job.teachers, *job.members, *([job.start] if job.start else []))]
+        about: dict[str, Any] = lineage(pool.domain, trained, before) | {"objective": job.objective, "start": began}
         about |= pool.kept | ({"frozen": True} if job.backbone.frozen else {})
         store.save(learner, spec, Path(job.out), about, pool.path)
         (Path(job.out) / "roles.json").write_text(json.dumps(learner.parameter_roles() | {"theta_fixed": learner.theta_fixed}, indent=1) + "\n")

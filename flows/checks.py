@@ -24,6 +24,11 @@ def check(config: Config) -> None:
         pictures or config.base.turns == 1,
         f"base.turns must be 1 in domain {domain.name}, whose items are no pictures, got {config.base.turns}. Use base.turns=1.",
     )
+    drawn = "size" in domain.source
+    told = f"must be 1 in domain {domain.name}, whose items are no pictures, got {config.tasks.turns}. Use tasks.turns=1."
+    require(drawn or config.tasks.turns == 1, f"tasks.turns {told}")
+    bent = [f"domain.augment.{name}" for name, value in vars(domain.augment).items() if value and not drawn]
+    require(not bent, f"{', '.join(bent)} must be 0 in domain {domain.name}, whose items are no pictures. Set them to 0.")
     _check_source(config)
     _check_played(config)
     _check_backbone(config)

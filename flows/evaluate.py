@@ -54,6 +54,7 @@ def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Le
     from components.inputs import require
     from components.learners import store
     from components.learners.reference import Nearest, WithoutSupport
+    from components.lineage import trained_on
 
     learner, spec, about = store.load(folder)
     seen, reason = view(pool, folder, spec, about, config.domain.objective)
@@ -62,7 +63,7 @@ def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Le
     beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learner))
     other.objective = learner.objective
     names = pool.classes["name"].to_pylist()
-    met = {names[c] for c in pool.split("test")} & set(about["trained_on"]) if about["domain"] == pool.domain else set()
+    met = {names[c] for c in pool.split("test")} & trained_on(about, pool.domain)
     return {"model": learner, beside: other}, len(met), {} if seen is pool else {"model": seen}
 
 

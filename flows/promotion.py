@@ -9,6 +9,7 @@ from filelock import FileLock
 from prefect import task
 
 from components.contracts import RegistrySection, StageRef
+from components.lineage import trained_on
 from components.scores import SCORES
 from flows import paths, tracking
 from flows.plan import Outside
@@ -112,4 +113,4 @@ def _met(champion: str, pool: Pinned) -> int:
     table = pq.read_table(Path(pool.path) / "classes.parquet")
     held_out = {n for n, s in zip(table["name"].to_pylist(), table["split"].to_pylist(), strict=True) if s in ("gate", "test")}
     told = json.loads((Path(champion) / "learner.json").read_text())["about"]
-    return len(held_out & set(told["trained_on"])) if told["domain"] == pool.domain else 0
+    return len(held_out & trained_on(told, pool.domain))

@@ -53,8 +53,10 @@ def ranked(learner: Any, shelf: Any, known: Any, asked: Any, top: int) -> Iterat
 
     from components import serving
 
-    adapted = serving.adapt(learner, *shelf.examples(known))
     offered = np.setdiff1d(np.arange(len(shelf.names)), known.items) if asked is None else asked
+    if not len(offered):  # who has rated all of them
+        return
+    adapted = serving.adapt(learner, *shelf.examples(known))
     values = serving.answer(learner, adapted, shelf.inputs(offered, known))[:, 0]
     order = np.argsort(-values, kind="stable")[: top or None]
     told = values[order] if learner.objective.name == "ranking" else shelf.told(values[order])

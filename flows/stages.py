@@ -188,7 +188,7 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members
                 **({"weights": tuple(weights)} if mode == "joint" else lessons),
             )
             _fit(job, _prefixed(log, mode), key.name)
-        return fusion.save_best(fusion.fuse(own, weights, section, config.domain.augment, opened, tasksets.path, trained), slot.partial, own[0])
+        return fusion.save_best(fusion.fuse(own, weights, section, config.domain.augment, opened, tasksets.path, trained), slot.partial, own)
 
     return perform(key, pipeline, _inputs(pool, tasksets), work)
 

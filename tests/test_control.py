@@ -145,6 +145,7 @@ def test_environments_are_drawn_within_their_bounds_and_signs_both_ways() -> Non
     drawn = ENVIRONMENTS["cartpole"].draw(2_000, 3)
     force = drawn[:, 0]
     assert (np.abs(force) >= 5).all() and (np.abs(force) <= 15).all() and 0.45 < (force > 0).mean() < 0.55
+    assert np.array_equal(drawn[:700], ENVIRONMENTS["cartpole"].draw(700, 3)), "more environments leave the others what they are"
     assert np.array_equal(drawn, ENVIRONMENTS["cartpole"].draw(2_000, 3)) and not np.array_equal(drawn, ENVIRONMENTS["cartpole"].draw(2_000, 4))
     assert drawn[:, 1].min() >= 0.25 and drawn[:, 1].max() <= 1.0 and abs(np.corrcoef(drawn[:, 1], drawn[:, 2])[0, 1]) < 0.07
 

@@ -126,7 +126,7 @@ def test_what_validation_tasks_call_best_is_kept_with_the_table_of_all(small_poo
     paths = [stored(tmp_path / str(i), store.build(spec("protonet", norm="running"), i), start=str(i)) for i in range(3)]
     found = fuse(paths, weigh(paths, small_pool, str(small_tasksets)), fusion("auto"), NONE, small_pool, str(small_tasksets), {})
     assert {c.mode for c in found} == set(MODES) - {"soup", "joint", "taught"}  # different starts, nothing trained further
-    metrics = save_best(found, tmp_path / "out", paths[0])
+    metrics = save_best(found, tmp_path / "out", paths)
     totals = {c.mode: c.scores["accuracy"] + c.scores["more_accuracy"] for c in found}
     for candidate in found:
         assert candidate.by_task.mean() == pytest.approx(totals[candidate.mode])

@@ -1,5 +1,6 @@
 """The user's own pictures: layouts, colours, what cannot be used, versions; and adapting to them."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from sources import Chain, png_head
 from components.contracts import SplitsSection
 from components.domains import image_folder, images
 from components.domains.options import ImageFolderOptions, content
-from components.domains.pictures import read_picture
+from components.domains.pictures import listed, others, read_picture
 from components.inputs import InputError
 from components.splits import split_of
 from flows.config import load
@@ -35,12 +36,13 @@ def layout(root: Path, *folders: str, each: int = 3) -> ImageFolderOptions:
     return replace(OPTIONS, root=str(root))
 
 
-def test_classes_are_folders_and_groups_the_folders_above_them(tmp_path: Path) -> None:
+def test_classes_are_folders_and_groups_the_folders_above_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flat = image_folder.build(layout(tmp_path / "flat", "b", "a"))
     assert [(c.name, c.group, c.count) for c in flat.classes] == [("a", "pictures", 3), ("b", "pictures", 3)]
     deep = image_folder.build(layout(tmp_path / "deep", "x/one", "y/one", "y/two"))
     assert [(c.name, c.group) for c in deep.classes] == [("x/one", "x"), ("y/one", "y"), ("y/two", "y")]
     assert deep.inputs.shape == (9, 28, 28) and deep.item_notes[:3] == ["0.png", "1.jpg", "2.webp"]
+    assert "1 class names are in several groups (one): a class of its own in each" in capsys.readouterr().err
 
 
 def test_colours_are_kept_where_they_are_asked_for_and_the_side_ratio_always(tmp_path: Path) -> None:
@@ -59,6 +61,8 @@ PROBLEMS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a link": ("a link out of the folder", lambda root: (root / "a" / "away.png").symlink_to(root.parent / "outside.png")),
     "a note": ("a/notes.txt (no picture)", lambda root: (root / "a" / "notes.txt").write_text("note")),
     "another suffix": ("a/9.bmp (no picture)", lambda root: Image.new("L", (9, 9)).save(root / "a" / "9.bmp")),
+    "a name in no UTF-8": ("a/caf\\udce9.png (a name that cannot be written)", lambda root: paint(root / "a" / os.fsdecode(b"caf\xe9.png"))),
+    "a class in no UTF-8": ("class 'caf\\udce9' (a name that cannot be written)", lambda root: paint(root / os.fsdecode(b"caf\xe9") / "0.png")),
     "a thin class": ("class thin (1 pictures, needs 2)", lambda root: paint(root / "thin" / "0.png")),
 }
 
@@ -121,6 +125,22 @@ def test_what_a_picture_shows_is_what_is_kept(tmp_path: Path) -> None:
             assert (read_picture(tmp_path / "stroke.png", 28) > 127).tolist() == stroke.tolist(), (mode, shade)
             seen = read_picture(tmp_path / "stroke.png", 28, True).astype(int)
             assert abs(seen[14, 14] - seen[0, 0]).min() > 127, (mode, shade)
+
+
+def test_pictures_are_named_one_by_one_however_many_and_by_names_that_can_be_written(tmp_path: Path) -> None:
+    names = [f"drawing {i:03}.png" for i in range(300)]
+    for name in names:
+        paint(tmp_path / name, size=(4, 4))
+    asked = ",".join(str(tmp_path / name) for name in names)
+    assert len(asked) > 4_096, "longer than a path may be"
+    assert [path.name for path in listed(asked)] == names and others("", asked) == []
+    with pytest.raises(InputError, match=r"got .*none\.png, which is no file"):
+        listed(f"{asked},{tmp_path / 'none.png'}")
+    paint(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    for folder in (lambda: listed(str(tmp_path)), lambda: listed(str(tmp_path / os.fsdecode(b"caf\xe9.png")))):
+        with pytest.raises(InputError, match="names that can be written"):
+            folder()
+    assert len(content(tmp_path)) == 64
 
 
 def test_a_split_that_names_its_groups_takes_no_share_of_others() -> None:

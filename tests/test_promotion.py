@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from components.contracts import StageRef
 from components.domains.pool import Pool
 from components.inputs import InputError
 from components.learners import store
-from flows import promotion, registry, tracking
+from flows import evaluate, promotion, registry, tracking
 from flows.checks import check_outside
 from flows.config import load
 from flows.plan import Outside
@@ -46,6 +47,20 @@ def decided(folder: Path, pool: Pool, ours: str, compared: str | None) -> promot
             StageRef(name, name, str(folder), ours, "d", run_id, 1.0, False, BETTER if name == "evaluation" else {}) for name in ("fused", "evaluation")
         )
         return promotion._promote(line, pinned, fused, evaluation, Outside(champion=(str(folder), compared) if compared else None))
+
+
+def test_classes_are_met_again_in_a_variant_of_the_domain_that_a_model_trained_on(small_pool: Pool, tmp_path: Path) -> None:
+    config, names = load([SMOKE]), small_pool.classes["name"].to_pylist()
+    tested, gated = ([names[int(c)] for c in small_pool.split(split)] for split in ("test", "gate"))
+    spec = store.spec_of("protonet", config.learner.options, config.backbone, small_pool.input_shape, "cross_entropy")
+    pool = replace(small_pool, domain="omniglot")
+    pinned = Pinned("omniglot", str(pool.path), "x", "x", "", "already there", False)
+    for of, behind, met in (("omniglot-across", "table", 2), ("table", "omniglot-across", 1), ("table", "ratings", 0)):
+        about = {"domain": of, "trained_on": tested[:2], "earlier": {behind: [tested[2], "none of these"]}}
+        store.save(store.build(spec), spec, tmp_path / of / behind, about)
+        assert evaluate._compared(tmp_path / of / behind, config, pool)[1] == met
+        store.save(store.build(spec), spec, tmp_path / of / behind, about | {"trained_on": [tested[0], gated[0]]})
+        assert promotion._met(str(tmp_path / of / behind), pinned) == met
 
 
 def champion() -> str | None:

@@ -1,5 +1,6 @@
 """Ratings: time decides what is known, items are described by training users alone, altered archives are refused; and adaptation helps."""
 
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -201,6 +202,7 @@ def test_a_file_of_ratings_is_read_as_the_model_knows_its_items(tmp_path: Path) 
     assert (lacks, strangers) == (["no such film"], ["d"])
     for text, told in (
         ("item,stars\nfilm 3,4\n", "lacks rating"),
+        ("item,rating,time\nfilm 3,4,t10\n", "numbers in column time, got string"),
         ("item,rating\nfilm 3,9\n", "ratings from 1 to 5, got 9"),
         ("item,rating\nfilm 3,good\n", "numbers in column rating"),
         ("item,rating\nfilm 3,4\nfilm 3,2\n", "one rating an item, got several of film 3"),
@@ -219,6 +221,27 @@ def test_what_is_rated_again_counts_once_the_newest(tmp_path: Path, capsys: pyte
     source = ratings.build(replace(OPTIONS, file=str(tmp_path / "again.csv"), min_ratings=5, factors=2))
     assert source.item_notes[:9] == first.item.tolist()[3:] + first.item.tolist()[:3]
     assert len(set(source.targets[6:9].tolist())) == 1 and "3 ratings left out" in capsys.readouterr().err
+
+
+def test_ratings_of_too_few_who_train_are_refused_by_their_number(tmp_path: Path) -> None:
+    source = ratings.build(replace(OPTIONS, file=str(own(tmp_path)), min_ratings=5, factors=2))
+    names = [c.name for c in source.classes]
+    for trains in (0, 1):
+        with pytest.raises(InputError, match=f"two users that train, .*got {trains}"):
+            write_pool(source, SplitsSection(train=None, val=[], gate=[], test=names[trains:], shares={}), "ratings", "x" * 64, tmp_path / "pool")
+
+
+def test_a_long_name_takes_its_own_room_alone(tmp_path: Path) -> None:
+    table = pyarrow.csv.read_csv(own(tmp_path)).to_pandas()
+    many = pd.concat([table] * 40)
+    many["time"] = np.arange(len(many))
+    many.loc[many.item == "film 3", "item"] = "film 3" * 4_000
+    many.to_csv(tmp_path / "long.csv", index=False)
+    tracemalloc.start()
+    ratings.build(replace(OPTIONS, file=str(tmp_path / "long.csv"), min_ratings=5, factors=2))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < len(many) * len("film 3") * 4_000 * 4 / 3, "an array of texts is as wide as its longest, four bytes a character"
 
 
 def test_ratings_that_describe_nothing_are_refused(tmp_path: Path) -> None:
@@ -320,10 +343,11 @@ def test_a_users_items_are_ranked_from_a_few_ratings(chain: Callable[[str], Chai
     (tmp_path / "mine.csv").write_text("item,rating\nfilm 3,4.5\nfilm 7,2\nfilm 9,3\n")
     told = workspace.run("flows.adapt", "model=models:/ratings@champion", f"support={tmp_path / 'mine.csv'}", f"out={tmp_path / 'ranked.csv'}").stdout
     assert "17 items ranked for 1 user from 3 ratings" in told
-    (tmp_path / "some.csv").write_text("user,item,rating\nann,film 3,4.5\nbob,no such film,2\nann,film 7,2\n")
+    everything = "".join(f"cat,film {i},3\n" for i in range(20))
+    (tmp_path / "some.csv").write_text(f"user,item,rating\nann,film 3,4.5\nbob,no such film,2\nann,film 7,2\n{everything}")
     told = workspace.run("flows.adapt", "model=models:/ratings@champion", f"support={tmp_path / 'some.csv'}", f"out={tmp_path / 'some-ranked.csv'}").stdout
     left = "1 item left out that the model does not know (no such film), 1 user who named no other (bob)"
-    assert f"18 items ranked for 1 user from 2 ratings, {left}: " in told, told
+    assert f"18 items ranked for 2 users from 22 ratings, {left}: " in told, "cat has rated all there is"
     ranked = pyarrow.csv.read_csv(tmp_path / "ranked.csv")
     folder = next(workspace.root.glob("mlruns/stages/fused/*/learner.json")).parent
     learner, _, about = store.load(folder)

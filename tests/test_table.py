@@ -116,6 +116,24 @@ def test_columns_far_from_zero_are_scaled_as_they_are(tmp_path: Path) -> None:
     assert columns.scale == pytest.approx([pressure.std(), when.std()], rel=1e-6)
 
 
+def test_a_column_that_varies_only_where_nothing_trains_is_left_as_it_is(tmp_path: Path) -> None:
+    splits = SplitsSection(train=None, val=[], gate=[], test=["b"], shares={})
+    labels, groups = [f"c{i % 4}" for i in range(40)], ["b" if i % 4 > 1 else "a" for i in range(40)]
+    gain = [0.2 if group == "b" else 0.1 for group in groups]  # the deviation of so many 0.1 is no zero, by rounding
+    pq.write_table(pa.table({"first": np.arange(40.0), "gain": gain, "label": labels, "site": groups}), tmp_path / "rows.parquet")
+    write_pool(table.build(options(tmp_path / "rows.parquet", group="site")), splits, "table", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    assert pool.inputs[pool.items(pool.split("test")), 1] == pytest.approx([0.1] * 20) and np.abs(pool.inputs).max() < 4
+
+
+def test_row_numbers_that_pandas_keeps_are_no_feature(tmp_path: Path) -> None:
+    frame = rows().to_pandas().sample(frac=1, random_state=0)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    assert "__index_level_0__" in pq.read_table(tmp_path / "rows.parquet").column_names, "what this is about"
+    source = table.build(options(tmp_path / "rows.parquet"))
+    assert isinstance(source.reading, Columns) and source.reading.names == ["first", "second"]
+
+
 def test_names_are_texts_and_never_numbers(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(("0012", "12", " 12", "0012"))))
     assert [(c.name, c.count) for c in table.build(options(tmp_path / "rows.csv")).classes] == [("0012", 2), ("12", 2)]

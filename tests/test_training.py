@@ -16,6 +16,7 @@ from components.job import FitJob, Watch
 from components.launch import fit
 from components.learners import store
 from components.learning import FitSection
+from components.lineage import trained_on
 from components.tasksets import read_table
 from flows.config import load
 
@@ -177,12 +178,27 @@ def test_a_start_that_looks_at_several_views_brings_its_weights(small_pool: Pool
         assert torch.equal(one, two)
 
 
+def test_a_learner_tells_the_classes_of_all_that_it_was_made_of(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    own = [small_pool.classes["name"][int(c)].as_py() for c in small_pool.split("train")]
+    none = load(["experiment=smoke", "learner=protonet", "learner.fit.steps=0", "learner.fit.epoch_steps=10"]).learner
+    like = store.spec_of("protonet", none.options, replace(CONFIG.backbone, widths=[4, 6, 8, 8]), small_pool.input_shape, "cross_entropy")
+    for name, of, classes in (("old", "omniglot-across", ["Lao/1"]), ("other", small_pool.domain, [own[0], "gone"])):
+        store.save(store.build(like, 1), like, tmp_path / name, {"domain": of, "trained_on": classes})
+    more = {"learner": none, "fit": none.fit}
+    fit(job(small_pool, small_tasksets, tmp_path / "made", "meta", start=str(tmp_path / "old"), **more), Watch(), "made")
+    taught = {"teachers": (str(tmp_path / "made" / "out"), str(tmp_path / "other")), "recipe": CONFIG.student.recipe}
+    fit(job(small_pool, small_tasksets, tmp_path / "student", "distill", **more, **taught), Watch(), "student")
+    about = store.about(tmp_path / "student" / "out")
+    assert (about["trained_on"], about["earlier"]) == (own, {small_pool.domain: ["gone"], "omniglot-across": ["Lao/1"]})
+    assert trained_on(about, small_pool.domain) == {*own, "gone"} and trained_on(about, "omniglot") == {"Lao/1"} and trained_on(about, "table") == set()
+
+
 def test_a_student_that_goes_on_takes_over_all_that_it_was(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     for name in ("relation", "set_transformer", "protonet"):
         start, own = tmp_path / name / "start", load(["experiment=smoke", f"learner={name}", "learner.fit.steps=0", "learner.fit.epoch_steps=10"]).learner
         told = store.spec_of(name, own.options, replace(CONFIG.backbone, widths=[4, 6, 8, 8]), small_pool.input_shape, "cross_entropy")
         begun = store.build(told, 5)
-        store.save(begun, told, start, {"trained_on": []}, small_pool.path)
+        store.save(begun, told, start, {"domain": "small", "trained_on": []}, small_pool.path)
         more = {"learner": own, "fit": own.fit, "start": str(start), "teachers": (str(start),), "recipe": CONFIG.student.recipe}
         fit(job(small_pool, small_tasksets, tmp_path / name, "distill", **more), Watch(), name)
         made = store.load(tmp_path / name / "out")[0].state_dict()
@@ -209,7 +225,7 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for_after_a_kill_too(small_p
 def test_members_taught_as_one_come_nearer_to_their_teacher(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     paths, heard = [str(tmp_path / name) for name in ("teacher", "one", "two")], Heard()
     for seed, path in enumerate(paths):
-        store.save(store.build(spec("protonet"), seed), spec("protonet"), Path(path), {"trained_on": []}, small_pool.path)
+        store.save(store.build(spec("protonet"), seed), spec("protonet"), Path(path), {"domain": "small", "trained_on": []}, small_pool.path)
     more = {"members": tuple(paths[1:]), "weights": (0.5, 0.5), "teachers": (paths[0],), "recipe": replace(CONFIG.student.recipe, temperature=1.0)}
     fit(job(small_pool, small_tasksets, tmp_path / "taught", "joint", fit=replace(SECTION, steps=60), **more), heard, "taught")
     apart = [metrics["train/soft_loss"] for metrics in heard.epochs.values()]

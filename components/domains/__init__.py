@@ -16,6 +16,11 @@ DOMAINS = {
 }
 
 
+def alike(one: str, other: str) -> bool:
+    """Say whether two domains name the same classes alike: variants of one, made by the same file, do."""
+    return DOMAINS.get(one, one) == DOMAINS.get(other, other)
+
+
 def load_domain(name: str) -> ModuleType:
     """Return the domain's module: `build(options, mirror) -> Source`."""
     if name not in DOMAINS:

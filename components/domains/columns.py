@@ -1,6 +1,7 @@
 """How rows of a user's table become inputs: which columns, and the shift and scale of each. A model keeps it for rows that come later."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,9 @@ class Columns:
         if self.shift or not len(rows):
             return self
         with np.errstate(all="ignore"):
-            scale = np.nanstd(rows, axis=0)
-        scale[~(scale > 0)] = 1.0  # constant over training rows, though not over all
-        return dataclasses.replace(self, shift=np.nan_to_num(np.nanmean(rows, axis=0)).tolist(), scale=scale.tolist())
+            scale, mean, flat = np.nanstd(rows, axis=0), np.nan_to_num(np.nanmean(rows, axis=0)), constant(rows)
+        scale[flat | ~(scale > 0)] = 1.0  # constant over training rows, though not over all; rounding leaves such a column a deviation
+        return dataclasses.replace(self, shift=mean.tolist(), scale=scale.tolist())
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return inputs [N, D] float32 of rows [N, D]."""
@@ -52,6 +53,13 @@ class Columns:
         return inputs
 
 
+def constant(rows: np.ndarray) -> np.ndarray:
+    """Return which columns of rows [N, D] hold one number alone, missing ones aside, or none [D]."""
+    with np.errstate(all="ignore"):
+        found: np.ndarray = np.nanmax(rows, axis=0, initial=-np.inf) <= np.nanmin(rows, axis=0, initial=np.inf)
+    return found
+
+
 def read_table(path: Path, names: Sequence[str | None] = ()) -> pa.Table:
     """Read a CSV file with a header, or a Parquet file. Raises InputError where it cannot be read, or names a column twice.
 
@@ -61,6 +69,8 @@ def read_table(path: Path, names: Sequence[str | None] = ()) -> pa.Table:
     try:
         table = pq.read_table(path) if path.suffix.lower() in (".parquet", ".pq") else pyarrow.csv.read_csv(path, convert_options=texts)
         table.validate(full=True)  # texts that are no UTF-8, say
+        index = [name for name in (table.schema.pandas_metadata or {}).get("index_columns", []) if name in table.column_names]
+        table = table.drop_columns([name for name in index if re.fullmatch(r"__index_level_\d+__", name)])  # pandas' row numbers: no column of the user's
         found = list(table.column_names)  # nor names
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be a CSV file with a header or a Parquet file, got: {one_line(error)}. Check the file.") from error
@@ -77,9 +87,24 @@ def names_in(table: pa.Table, column: str, where: Path) -> list[str]:
     return found
 
 
+def coded(names: Sequence[str] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct names, sorted [K] objects, and the place of each name among them [N].
+
+    A numpy array of texts is as wide as its longest: one name of 2,000 characters made 1.6 GB of 200,000 rows.
+    """
+    distinct = sorted(set(names))
+    place = {name: i for i, name in enumerate(distinct)}
+    return np.array(distinct, dtype=object), np.fromiter((place[name] for name in names), dtype=np.int64, count=len(names))
+
+
+def rows_by(codes: np.ndarray) -> list[np.ndarray]:
+    """Return the numbers, ascending, of the rows [N] of each code, 0 to the greatest one."""
+    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+
+
 def newest(names: Sequence[str], rows: np.ndarray) -> dict[str, list[float]]:
     """Return for every name what its rows [N, U], in the order of time, told last, column by column; NaN where they never told."""
-    told = np.asarray(names)
+    told = np.array(names, dtype=object)
     last = [dict(zip(told[known].tolist(), column[known].tolist(), strict=True)) for column in rows.T for known in [np.isfinite(column)]]
     return {name: [of.get(name, np.nan) for of in last] for name in dict.fromkeys(told.tolist())}
 

@@ -12,5 +12,6 @@ def build(options: ControlOptions, mirror: str | None = None) -> Source:
     parameters = ENVIRONMENTS[options.environment].draw(options.environments, options.seed)
     numbers = np.tile(np.arange(options.episodes, dtype=np.float32), options.environments)
     rows = np.concatenate([parameters.repeat(options.episodes, 0), numbers[:, None]], 1)
-    classes = [PoolClass(f"environment-{i:06d}", f"environment-{i:06d}", options.episodes) for i in range(options.environments)]
+    names = [f"{options.environment}-{options.seed}-{i:06d}" for i in range(options.environments)]  # another seed's are other environments
+    classes = [PoolClass(name, name, options.episodes) for name in names]
     return Source(classes, rows, [""] * len(rows), np.zeros(len(rows), np.float32), environment=options.environment)

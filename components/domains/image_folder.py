@@ -1,6 +1,7 @@
 """The user's own pictures: `<root>/<class>/*` or `<root>/<group>/<class>/*`, PNG, JPEG or WebP of any size."""
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,18 +39,28 @@ def build(options: ImageFolderOptions, mirror: str | None = None) -> Source:
     """Read every picture at the working size. Raises InputError naming what cannot be used, unless it is to be skipped."""
     root = options.place
     classes, inputs, notes, problems = [], [], [], []
+
+    def shown(file: Path) -> str:
+        return str(file.relative_to(root)).encode(errors="backslashreplace").decode()
+
     for name, group, folder in class_folders(root):
         read = []
+        if not name.isprintable():
+            problems.append(f"class {name!a} (a name that cannot be written)")
+            continue
         for file in _others(folder):
-            problems.append(f"{file.relative_to(root)} ({'a folder in that of a class' if file.is_dir() else 'no picture'})")
+            problems.append(f"{shown(file)} ({'a folder in that of a class' if file.is_dir() else 'no picture'})")
         for file in _files(folder):
+            if not file.name.isprintable():
+                problems.append(f"{shown(file)} (a name that cannot be written)")
+                continue
             if not file.resolve().is_relative_to(root.resolve()):
-                problems.append(f"{file.relative_to(root)} (a link out of the folder)")
+                problems.append(f"{shown(file)} (a link out of the folder)")
                 continue
             try:
                 read.append((read_picture(file, options.size, options.colour), file.name))
             except InputError:
-                problems.append(f"{file.relative_to(root)} (cannot be read)")
+                problems.append(f"{shown(file)} (cannot be read)")
         if len(read) < options.min_items:
             problems.append(f"class {name} ({len(read)} pictures, needs {options.min_items})")
             continue
@@ -60,6 +71,11 @@ def build(options: ImageFolderOptions, mirror: str | None = None) -> Source:
         raise InputError(f"{root} must hold pictures alone, got {len(problems)} that cannot be used: {describe(problems)}. Or domain.source.problems=skip.")
     if problems:
         print(f"{root}: {len(problems)} skipped: {describe(problems)}", file=sys.stderr, flush=True)
+    groups = Counter(c.name.rpartition("/")[2] for c in classes)
+    shared = sorted(name for name, count in groups.items() if count > 1)
+    if shared:
+        told = f"{len(shared)} class names are in several groups ({describe(shared)}): a class of its own in each, split by itself"
+        print(f"{root}: {told}. Where they mean the same, put a class's pictures into one folder.", file=sys.stderr, flush=True)
     require(len(classes) >= 2, f"{root} must hold at least two classes of {options.min_items} pictures, got {len(classes)}. Add sub-folders.")
     return Source(classes, np.stack(inputs), notes)
 

@@ -1,6 +1,7 @@
 """The options of each domain: typed, validated, standard library only. Values live in conf/domain/."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -202,7 +203,7 @@ def content(place: Path) -> str:
     """Return a digest of a file, or of every file under a folder (hidden ones aside) by its path in it: the same files anywhere are the same data."""
     found = hashlib.sha256()
     for file in [place] if place.is_file() else sorted(p for p in place.rglob("[!.]*") if p.is_file()):
-        found.update(b"" if file == place else file.relative_to(place).as_posix().encode())
+        found.update(b"" if file == place else os.fsencode(file.relative_to(place).as_posix()))
         with file.open("rb") as opened:
             found.update(hashlib.file_digest(opened, "sha256").digest())
     return found.hexdigest()

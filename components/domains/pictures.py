@@ -44,23 +44,40 @@ def list_pictures(folder: Path) -> list[Path]:
     """Return the pictures directly in a folder, by name, hidden ones aside. Raises InputError where there are none."""
     require(folder.is_dir(), f"{folder} must be a folder of pictures, got no such folder. Check the path.")
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    _writable([p.name for p in found])
     require(len(found) > 0, f"{folder} must hold pictures ({', '.join(SUFFIXES)}), got none. Check the path.")
     return found
 
 
 def listed(asked: str) -> list[Path]:
     """Return the pictures of a folder, or those that are named one by one, between commas. Raises InputError where one is missing."""
-    if Path(asked).is_dir():
+    if there(asked) and Path(asked).is_dir():
         return list_pictures(Path(asked))
-    found = [Path(asked)] if Path(asked).is_file() else [Path(name) for name in asked.split(",")]
-    lacks = [str(path) for path in found if not path.is_file()]
+    found = [Path(asked)] if there(asked) else [Path(name) for name in asked.split(",")]
+    lacks = [str(path) for path in found if not there(path) or path.is_dir()]
+    _writable([path.name for path in found])
     require(not lacks, f"query must be a folder of pictures, or pictures between commas, got {describe(lacks)}, which is no file. Check the path.")
     return found
 
 
+def there(path: str | Path) -> bool:
+    """Say whether there is such a file or folder; of many names side by side, longer than a name may be, there is none."""
+    try:
+        return Path(path).exists()
+    except OSError:
+        return False
+
+
+def _writable(names: list[str]) -> None:
+    """Raise InputError where a name cannot be written: bytes that are no UTF-8, say."""
+    odd = [ascii(name) for name in names if not name.isprintable()]
+    require(not odd, f"pictures and their folders need names that can be written, got {describe(odd)}. Rename them.")
+
+
 def others(support: str, query: str) -> list[str]:
     """Return the names of files beside the pictures of a support and a query that are none by their suffix, hidden ones aside."""
-    folders = [folder for folder in (*(Path(support).iterdir() if support else ()), Path(query)) if folder.is_dir() and not folder.name.startswith(".")]
+    inner = (*(Path(support).iterdir() if support else ()), *([Path(query)] if there(query) else []))
+    folders = [folder for folder in inner if folder.is_dir() and not folder.name.startswith(".")]
     found = (p for folder in folders for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     return sorted(p.name for p in found if p.suffix.lower() not in SUFFIXES)
 
@@ -69,8 +86,7 @@ def read_support(folder: Path, size: int, colour: bool = False) -> tuple[np.ndar
     """Read `<folder>/<class>/*` into pictures [S, size, size] or [S, size, size, 3], labels [S] and the class names in order."""
     require(folder.is_dir(), f"support must be a folder with one sub-folder a class, got {folder}, which is no folder. Check the path.")
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    odd = [name for name in names if not name.isprintable()]  # a name in bytes that are no UTF-8, say
-    require(not odd, f"support needs sub-folders with names that can be written, got {describe([ascii(name) for name in odd])}. Rename them.")
+    _writable(names)
     require(len(names) >= 2, f"support needs at least two sub-folders, one a class, got {len(names)} in {folder}. Add examples of another class.")
     pictures, labels = [], []
     for label, name in enumerate(names):

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from components.domains.archives import DAMAGED, locate, read_member
 from components.domains.cells import housed, new_ones
-from components.domains.columns import Columns, is_numeric, names_in, newest, numbers, read_table
+from components.domains.columns import Columns, coded, is_numeric, names_in, newest, numbers, read_table
 from components.domains.options import RatingsOptions
 from components.domains.pool import KEPT, PoolClass, Source
 from components.domains.touches import beside_untouched, first_touches
@@ -96,7 +96,7 @@ def _numbers(raw: bytes, skip: int) -> np.ndarray:
 def _names(numbers: np.ndarray) -> np.ndarray:
     """Return whole numbers as strings."""
     distinct, place = np.unique(numbers.astype(np.int64), return_inverse=True)
-    named: np.ndarray = np.array([str(n) for n in distinct.tolist()])[place]
+    named: np.ndarray = np.array([str(n) for n in distinct.tolist()], dtype=object)[place]
     return named
 
 
@@ -151,7 +151,7 @@ def read_own(options: RatingsOptions) -> Told:
     for name in numeric:
         kind = table.schema.field(name).type
         require(is_numeric(kind), f"{path} must hold numbers in column {name}, got {kind}. Turn times into seconds, say.")
-    user, item = (np.array(names_in(table, name, path)) for name in needed[:2])
+    user, item = (np.array(names_in(table, name, path), dtype=object) for name in needed[:2])
     found = [table.column(name).to_numpy().astype(np.float64) for name in numeric]
     whole = all(bool(np.isfinite(own).all()) for own in found)
     require(whole, f"{path} must hold a number in every row of {' and '.join(numeric)}, got gaps. Remove those rows.")
@@ -187,6 +187,8 @@ class Catalogue:
     def fitted(self, rows: np.ndarray) -> "Catalogue":
         """Describe every item by the ratings in `rows` [N, 3] of training users. Values are rounded, so that machines agree on them."""
         trained = np.unique(rows[:, 0].astype(np.int64))
+        asked = "domain.source needs two users that train, since what describes an item to one is what others said of it"
+        require(len(trained) >= 2, f"{asked}, got {len(trained)}. Add users, or lower min_ratings.")
         fold = np.zeros(self.users, dtype=np.int64)
         fold[trained] = 1 + np.arange(len(trained)) % FOLDS
         own = fold[rows[:, 0].astype(np.int64)]
@@ -241,8 +243,7 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
         told = read_own(options)
     else:
         told = read_movielens(locate(f"movielens/{options.release}.zip", URL.format(options.release), mirror), options.release)
-    users, user = np.unique(told.user, return_inverse=True)
-    items, item = np.unique(told.item, return_inverse=True)
+    (users, user), (items, item) = coded(told.user), coded(told.item)
     rows = np.stack([user, item, told.value], 1)[np.lexsort((item, told.time, user))]
     if options.rating is None:
         rows = rows[first_touches(rows)]  # what a user touches again counts once
@@ -285,5 +286,5 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     about = Columns(told.about, "", [], [], True) if told.about else None
     people = np.array([told.people.get(name, [np.nan] * len(told.about)) for name in users]) if told.about else None
     reading = Catalogue(options.factors, len(users), sides, items.tolist(), titles, scale, about, people, options.rating is None)
-    names = items.astype(object)[rows[:, 1].astype(np.int64)].tolist()  # each name stands in memory once
+    names = items[rows[:, 1].astype(np.int64)].tolist()  # each name stands in memory once
     return Source(classes, rows, names, (rows[:, 2] - middle).astype(np.float32), reading=reading, ordered=True, popularity=1)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.domains.columns import Columns, is_numeric, names_in, newest, numbers, read_table
+from components.domains.columns import Columns, coded, is_numeric, names_in, newest, numbers, read_table, rows_by
 from components.domains.pool import KEPT
 from components.domains.touches import with_untouched
 from components.inputs import InputError, require
@@ -28,12 +28,6 @@ class Known:
     items: np.ndarray
     values: np.ndarray
     about: np.ndarray
-
-
-def rows_by(users: np.ndarray) -> list[np.ndarray]:
-    """Return the numbers of each user's rows, ascending; users [N] in the order of their first rows."""
-    _, codes, counts = np.unique(users, return_inverse=True, return_counts=True)
-    return sorted(np.split(np.argsort(codes, kind="stable"), np.cumsum(counts)[:-1]), key=lambda rows: int(rows[0]))
 
 
 @dataclass(frozen=True)
@@ -78,18 +72,20 @@ class Shelf:
         lacks = [name for name in needed if name not in table.column_names]
         require(not lacks, f"{path} must have the columns {' and '.join(needed)}, but lacks {describe(lacks)}. Add them.")
         if scale["time"] in table.column_names:
+            kind = table.schema.field(scale["time"]).type
+            require(is_numeric(kind), f"{path} must hold numbers in column {scale['time']}, got {kind}. Turn times into seconds, or leave the column out.")
             table = table.sort_by(scale["time"])
         values = self._values(table, path) if scale["rating"] else np.ones(len(table))
         several = scale["user"] in table.column_names
-        users = np.array(names_in(table, scale["user"], path) if several else [""] * len(table))
+        users = names_in(table, scale["user"], path) if several else [""] * len(table)
         items = names_in(table, scale["item"], path)
         require(len(items) > 0, f"{path} must hold ratings, got none. Add some.")
         _, missing = self.numbers(items, path)
         people = self._people(table, users, path)
         rated = np.array([self.place.get(name, -1) for name in items])
         known, strangers = [], []
-        for own in rows_by(users):
-            user, names = str(users[own[0]]), [items[row] for row in own]
+        for own in sorted(rows_by(coded(users)[1]), key=lambda rows: int(rows[0])):  # users in the order of their first rows
+            user, names = users[own[0]], [items[row] for row in own]
             if scale["rating"] and len(set(names)) < len(names):
                 twice = sorted(name for name, count in Counter(names).items() if count > 1)
                 raise InputError(f"{path} must hold one rating an item, got several of {describe(twice)}{f' by {user}' if user else ''}. Keep the newest.")
@@ -111,15 +107,15 @@ class Shelf:
         require(not len(odd), f"{path} must hold ratings from {least:g} to {greatest:g}, got {describe([f'{v:g}' for v in odd])}.")
         return values
 
-    def _people(self, table: pa.Table, users: np.ndarray, path: Path) -> dict[str, np.ndarray]:
+    def _people(self, table: pa.Table, users: list[str], path: Path) -> dict[str, np.ndarray]:
         """Return what rows in the order of time tell of each user [U], as the model reads it."""
         if "about" not in self.scale:
-            return dict.fromkeys(users.tolist(), np.zeros(0, dtype=np.float32))
+            return dict.fromkeys(users, np.zeros(0, dtype=np.float32))
         about = Columns(**self.scale["about"])
         rows = np.full((len(table), len(about.names)), np.nan)
         told = [i for i, name in enumerate(about.names) if name in table.column_names]
         rows[:, told] = numbers(table, [about.names[i] for i in told], path)
-        told_of = newest(users.tolist(), rows)
+        told_of = newest(users, rows)
         return dict(zip(told_of, about.read(np.array([*told_of.values()])), strict=True))
 
     def inputs(self, items: np.ndarray, known: Known) -> np.ndarray:

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from components.domains.columns import Columns, is_numeric, names_in, numbers, read_table
+from components.domains.columns import Columns, coded, constant, is_numeric, names_in, numbers, read_table, rows_by
 from components.domains.options import TableOptions
 from components.domains.pool import PoolClass, Source
 from components.inputs import require
@@ -27,13 +27,12 @@ def build(options: TableOptions, mirror: str | None = None) -> Source:
     gaps = np.isnan(rows).any(1)
     told = f"{path} must hold a number in every cell of its feature columns, got {int(gaps.sum())} of {len(rows)} rows with a missing one"
     require(options.missing != "refuse" or not gaps.any(), f"{told}. Fill them, or set domain.source.missing=drop or mean.")
-    labels = np.array(names_in(table, options.label, path))
-    groups = np.array(names_in(table, options.group, path)) if options.group else np.full(len(rows), "rows")
+    labels = np.array(names_in(table, options.label, path), dtype=object)
+    groups = np.array(names_in(table, options.group, path) if options.group else ["rows"] * len(rows), dtype=object)
     if options.missing == "drop" and gaps.any():
         _say(f"{path}: {int(gaps.sum())} of {len(rows)} rows dropped for a missing number")
         rows, labels, groups = rows[~gaps], labels[~gaps], groups[~gaps]
-    with np.errstate(all="ignore"):
-        flat = np.nanmax(rows, axis=0, initial=-np.inf) <= np.nanmin(rows, axis=0, initial=np.inf)
+    flat = constant(rows)
     if flat.any():
         _say(f"{path}: {int(flat.sum())} constant columns left out: {describe([n for n, f in zip(names, flat, strict=True) if f])}")
         names, rows = [n for n, f in zip(names, flat, strict=True) if not f], rows[:, ~flat]
@@ -44,16 +43,14 @@ def build(options: TableOptions, mirror: str | None = None) -> Source:
 
 def _by_class(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, columns: Columns, options: TableOptions) -> Source:
     classes, chosen, small = [], [], []
-    for name in np.unique(labels):
-        own = np.flatnonzero(labels == name)
-        homes = np.unique(groups[own])
-        require(
-            len(homes) == 1, f"{options.file}: a class must be of one group, but {options.label}={name} is of {describe(homes.tolist())}. Rename the classes."
-        )
+    names, codes = coded(labels)
+    for name, own in zip(names, rows_by(codes), strict=True):
+        homes = sorted(set(groups[own]))
+        require(len(homes) == 1, f"{options.file}: a class must be of one group, but {options.label}={name} is of {describe(homes)}. Rename the classes.")
         if len(own) < options.min_items:
-            small.append(str(name))
+            small.append(name)
             continue
-        classes.append(PoolClass(str(name), str(homes[0]), len(own)))
+        classes.append(PoolClass(name, homes[0], len(own)))
         chosen.append(own)
     if small:
         _say(f"{options.file}: {len(small)} classes of fewer than {options.min_items} rows left out: {describe(small)}")

@@ -11,12 +11,15 @@ def untouched(touched: np.ndarray, items: int, each: int, seed: int, user: str) 
 
     A pure function of (seed, user, position): the user's untouched items stand in an order drawn by counters. Raises InputError where they do not suffice.
     """
-    free = np.setdiff1d(np.arange(items), touched)
+    left = np.ones(items, dtype=bool)
+    left[touched] = False
+    free = np.flatnonzero(left)
     need = len(touched) * each
     shown = f"{each} untouched items for each of the {len(touched)} that {f'user {user}' if user else 'the user'} touched need {need} of them"
     require(need <= len(free), f"{shown}, but only {len(free)} of {items} items are left. Lower domain.source.negatives.")
-    order = np.argsort(bits(key_of("untouched", seed, user), free.astype(np.uint64)), kind="stable")
-    return free[order[:need]].reshape(-1, each)
+    place = bits(key_of("untouched", seed, user), free.astype(np.uint64))
+    first = np.sort(np.argpartition(place, need)[:need]) if need < len(free) else np.arange(need)  # to sort a large catalogue takes long
+    return free[first[np.argsort(place[first], kind="stable")]].reshape(-1, each)
 
 
 def with_untouched(touched: np.ndarray, items: int, each: int, seed: int, user: str) -> tuple[np.ndarray, np.ndarray]:
