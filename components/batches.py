@@ -110,9 +110,19 @@ class LessonBatches(TaskBatches):
         if self.noise > 0:
             random = torch.stack([torch.randn(own.x.shape[1:], generator=torch.Generator().manual_seed(seed_of(self.seed, "noise", n))) for n in numbers])
             own = Examples(own.x + self.noise * random, own.y, own.way)
-        loose = [below(bits(key_of(self.seed, "unlabelled", n), np.arange(self.unlabelled, dtype=np.uint64)), len(self.items)) for n in numbers]
-        inputs = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[self.items[np.stack(loose).astype(np.int64)]])))
-        return Lesson(own, asked, taught, inputs)
+        return Lesson(own, asked, taught, self._loose(numbers))
+
+    def _loose(self, numbers: range) -> Tensor:
+        """Return further items [T, unlabelled, ...] of any training class, turned and bent like those of tasks."""
+        rows = np.stack([self._draws("unlabelled", n, len(self.items)) for n in numbers])
+        x = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[self.items[rows]])))
+        if self.turns > 1 and x.ndim == 5:
+            turns = np.stack([self._draws("unlabelled turns", n, self.turns) for n in numbers])
+            x = images.turn(x.flatten(0, 1), torch.from_numpy(turns).flatten()).reshape(x.shape)
+        return bent(x.flatten(0, 1), self.options, self.unlabelled, (seed_of(self.seed, "unlabelled augment", n) for n in numbers)).reshape(x.shape)
+
+    def _draws(self, name: str, number: int, bound: int) -> np.ndarray:
+        return below(bits(key_of(self.seed, name, number), np.arange(self.unlabelled, dtype=np.uint64)), bound).astype(np.int64)
 
     def _more(self, number: int, classes: np.ndarray, support: np.ndarray, query: np.ndarray) -> np.ndarray:
         """Return `more` items [way, more] of each class of a task that are in neither its support nor its query."""

@@ -1,9 +1,12 @@
 """Distillation: a student learns a teacher's outputs on tasks, and what else its recipe names; afterwards it adapts by itself."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from components.domains import images
+from components.domains.pool import Pool
 from components.inputs import require
 from components.learners.learner import Adapted, Learner, class_means
 from components.learning import RecipeSection
@@ -75,8 +78,13 @@ class Distillation(nn.Module):
     arXiv:2107.00197: a strong classifier of many examples teaches one of few). Several teachers are one fused learner of equal weights.
     """
 
-    def __init__(self, student: Learner, teacher: Learner, recipe: RecipeSection, shape: tuple[int, ...], classes: Tensor | None) -> None:
-        """`classes` [C, E]: the teacher's mean feature of every training class, where the recipe's `class_weight` is on."""
+    def __init__(
+        self, student: Learner, teacher: Learner, recipe: RecipeSection, shape: tuple[int, ...], classes: Tensor | None, known: Tensor | None = None
+    ) -> None:
+        """`classes` [C, E]: the teacher's mean feature of every training class, where the recipe's `class_weight` is on.
+
+        `known` [C, D]: the student's own, where its vectors of the classes begin (Qi, Brown and Lowe 2018, arXiv:1712.07136); drawn without.
+        """
         super().__init__()
         self.recipe = recipe
         self._student, self._teacher = [student], [teacher]  # not modules of this one: they are trained and kept elsewhere
@@ -92,6 +100,8 @@ class Distillation(nn.Module):
             assert classes is not None
             self.register_buffer("wanted", F.normalize(classes, dim=-1))
             self.heads["classes"] = nn.Linear(sizes["the student"] or 0, len(classes), bias=False)
+            if known is not None:
+                self.heads["classes"].weight.data.copy_(F.normalize(known, dim=-1))  # type: ignore[operator, union-attr]
 
     def forward(self, lesson: Lesson) -> tuple[Tensor, Metrics]:
         """Return the loss of the student on T tasks, and the metrics."""
@@ -126,7 +136,7 @@ class Distillation(nn.Module):
     def _class_loss(self, own: Tensor, theirs: Tensor) -> Tensor:
         """Soft outputs over the training classes, both by cosine: the teacher's to its class means (Tian et al. 2020, arXiv:2003.11539, sec. 3.3)."""
         vectors: Tensor = self.heads["classes"].weight  # type: ignore[assignment]
-        scale = 16.0  # of both cosines; the base's start
+        scale = 16.0  # of both cosines
         target = F.normalize(theirs, dim=-1) @ self.wanted.T * scale  # type: ignore[operator]
         return soft_loss(F.normalize(own, dim=-1) @ F.normalize(vectors, dim=-1).T * scale, target, 1.0)
 
@@ -158,7 +168,10 @@ def feature_size(learner: Learner, shape: tuple[int, ...]) -> int | None:
 
 
 @torch.no_grad()
-def class_features(teacher: Learner, inputs: Tensor, labels: Tensor, classes: int, size: int = 1000) -> Tensor:
-    """Return the teacher's mean feature of every class [C, E]: inputs [N, ...] with labels [N] in 0..C-1."""
-    features = torch.cat([teacher.encode(part).flatten(1) for part in torch.split(inputs, size)])
-    return class_means(features[None], labels[None], classes)[0]
+def class_features(teacher: Learner, pool: Pool, size: int = 1000) -> Tensor:
+    """Return the teacher's mean feature [C, E] of every training class, from all of its items, `size` at a time."""
+    own = pool.split("train")
+    rows, labels = pool.items(own), torch.arange(len(own)).repeat_interleave(torch.from_numpy(pool.counts[own]))
+    parts = (images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[rows[i : i + size]]))) for i in range(0, len(rows), size))
+    features = torch.cat([teacher.encode(part).flatten(1) for part in parts])
+    return class_means(features[None], labels[None], len(own))[0]

@@ -199,6 +199,7 @@ def _trained(asked: Request, mode: str) -> Members:
 
 def _soup(asked: Request) -> Built:
     members, first = asked.members, asked.members.specs[0]
+    require(len(members.paths) > 1, "fusion.mode=soup needs two members at least, got one. Use fusion.mode=average.")
     require(
         members.starts[0] is not None and len(set(members.starts)) == 1 and all(s == first for s in members.specs),
         "fusion.mode=soup needs members that began at the same weights: the mean of networks trained from different starts is no network "

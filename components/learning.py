@@ -81,6 +81,7 @@ class BaseSection:
 
     def __post_init__(self) -> None:
         positive(**{"base.batch": self.batch, "base.scale": self.scale, "base.ridge": self.ridge})
+        require(0 <= self.label_smoothing < 1, f"base.label_smoothing must lie in [0, 1), got {self.label_smoothing}. Use 0 for none.")
         require(self.turns in (1, 2, 4, 8), f"base.turns must be 1, 2, 4 or 8 (quarter turns and mirrors), got {self.turns}. Use 1 for none.")
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
@@ -22,7 +21,6 @@ from torch import Tensor
 from components import backbones
 from components.batches import Epochs, ItemBatches, LessonBatches, TaskBatches
 from components.distillation import Distillation, class_features
-from components.domains import images
 from components.domains.pool import Pool, open_pool
 from components.draws import seed_of
 from components.gradients import in_turn
@@ -98,7 +96,7 @@ class Fit(pl.LightningModule):
     def training_step(self, batch: Any, index: int) -> Tensor:
         for module in self.learner.modules():  # a fused learner's members too
             if isinstance(module, Learner):
-                module.progress = self.global_step / self.section.steps
+                module.progress, module.seed = self.global_step / self.section.steps, self.epochs.batches.seed
         size = self.learner.tasks_at_once
         if isinstance(batch, TaskBatch) and len(batch.query.y) > size:
             loss, metrics = in_turn(self.loss, self.trained(), batch, size)
@@ -272,13 +270,13 @@ def _goal(job: FitJob, learner: Learner, pool: Pool) -> Goal:
         teacher, soft = _teacher(job.teachers, pool.input_shape), job.recipe.soft_weight
         if isinstance(learner, Policy) and isinstance(teacher, Policy):
             return Goal(lambda batch: learner.distil_loss(teacher, batch, soft), extra=teacher)
-        classes = None
+        classes = known = None
         if job.recipe.class_weight:
-            own = pool.split("train")
-            inputs = images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[pool.items(own)])))
-            classes = class_features(teacher, inputs, torch.arange(len(own)).repeat_interleave(torch.from_numpy(pool.counts[own])), len(own))
+            classes = class_features(teacher, pool)
+            if job.start is not None or job.members:  # who knows the classes already would unlearn by vectors drawn anew
+                known = class_features(learner.eval(), pool)
         with store.initial_weights(seed_of(job.seed, "heads")):
-            distillation = Distillation(learner, teacher, job.recipe, pool.input_shape, classes)
+            distillation = Distillation(learner, teacher, job.recipe, pool.input_shape, classes, known)
         return Goal(distillation, distillation, teacher)
     if job.objective == "joint":
         members: list[Learner] = list(learner.members)  # type: ignore[arg-type]

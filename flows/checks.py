@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.contracts import Config, TrainerSection
 from components.domains.options import OPTIONS, OwnFiles
@@ -36,7 +36,8 @@ def check(config: Config) -> None:
     _check_fusion(config)
     _check_challenge(config)
     _check_nodes(config.trainer)
-    sizes = {"base.batch": max(1, config.base.batch // 32), "learner.tasks_per_step": config.learner.tasks_per_step}
+    shards = config.base.batch // (config.tasks.query if domain.objective == "return" else 32)  # of what a step of the base is made
+    sizes = {"base.batch": max(1, shards), "learner.tasks_per_step": config.learner.tasks_per_step}
     if config.student.count:
         sizes["student.learner.tasks_per_step"] = config.student.learner.tasks_per_step
         sizes |= {"fusion.tasks_per_step": config.fusion.tasks_per_step} if config.fusion.fits() else {}
@@ -79,11 +80,18 @@ def _check_played(config: Config) -> None:
     for recipe in (config.student.recipe, *config.student.recipes().values()):
         parts = {k: v for k, v in vars(recipe).items() if k not in ("soft_weight", "temperature") and v}
         require(not parts, f"student.recipe takes soft_weight alone in domain {of}, got {', '.join(parts)} too. Set them to 0.")
-    updates = config.base.policy["updates"]
-    fits = {"base": config.base.fit, "learner": config.learner.fit, "student.learner": config.student.learner.fit, "fusion.again": config.fusion.again}
-    for where, fit in fits.items():
-        told = f"{where}.fit.epoch_steps must be a multiple of base.policy.updates={updates}"
-        require(fit.steps == 0 or fit.epoch_steps % updates == 0, f"{told}, got {fit.epoch_steps}. Change one of them.")
+    own, taught = config.learner, config.student.learner
+    fits = {"base": (config.base.fit, config.base.policy), "learner": (own.fit, own.options), "student.learner": (taught.fit, taught.options)}
+    for where, (fit, options) in (fits | {"fusion.again": (config.fusion.again, taught.options)}).items():
+        told = f"{where}.fit.epoch_steps must be a multiple of the policy's updates={options['updates']}"
+        require(fit.steps == 0 or fit.epoch_steps % options["updates"] == 0, f"{told}, got {fit.epoch_steps}. Change one of them.")
+    for where, section in (("learner", own), ("student.learner", taught)):
+        need = -(-config.tasks.shot // section.options["episodes"]) + 1
+        told = f"tasks.query must be at least {need}, an episode before each round of {where} and one more"
+        require(config.tasks.query >= need, f"{told}, got {config.tasks.query}. Raise it, or {where}.options.episodes.")
+        each = section.tasks_per_step // (config.trainer.devices * config.trainer.nodes)
+        told = f"{where}.tasks_per_step must be at least 2 a process, since what is believed is compared between tasks"
+        require(each > 1 or not section.options["belief"], f"{told}, got {each}. Raise it.")
 
 
 def _check_backbone(config: Config) -> None:
@@ -143,9 +151,25 @@ def check_outside(config: Config, pool: str, outside: "Outside") -> None:
             reason = misfit(spec, spec["objective"], opened)
         else:  # a teacher must read what it is shown
             seen, reason = view(opened, folder, spec, told["about"], config.domain.objective)
+            if not reason and not _encodes(spec) and _asks_features(config):
+                reason = f"{FEATURES}, which {spec['name']} lacks"
         require(not reason, f"{where} must name a model of such inputs. {reason}. Choose another.")
         learned = f"{where} must name a model of this version of domain {opened.domain}, got one of other columns, scales or factors"
         require(seen is opened, f"{learned}. Retrain it on these data, or begin from it: learner.start.")
+
+
+FEATURES = "class_weight, feature_weight and relation_weight need one encoder for all tasks"
+
+
+def _asks_features(config: Config) -> bool:
+    recipes = (config.student.recipe, *config.student.recipes().values())
+    return any(recipe.class_weight or recipe.feature_weight or recipe.relation_weight for recipe in recipes)
+
+
+def _encodes(spec: dict[str, Any]) -> bool:
+    """Say whether a stored learner has one encoder for all tasks."""
+    inner = [spec["member"]] if "member" in spec else spec.get("members", [])
+    return all(map(_encodes, inner)) if inner else spec["name"] == "theta*" or family(spec["name"]).encodes
 
 
 def _check_recipes(config: Config) -> None:
@@ -157,10 +181,8 @@ def _check_recipes(config: Config) -> None:
         require(
             classes or not recipe.class_weight, f"student.recipe.class_weight needs training classes, which domain {config.domain.name} lacks. Set it to 0."
         )
-        if recipe.class_weight or recipe.feature_weight or recipe.relation_weight:
-            for where, name in learners.items():
-                told = f"class_weight, feature_weight and relation_weight need one encoder for all tasks, which {where}={name} lacks"
-                require(family(name).encodes, f"{told}. Set them to 0, or choose a learner such as protonet or ridge.")
+    for where, name in learners.items() if _asks_features(config) else ():
+        require(family(name).encodes, f"{FEATURES}, which {where}={name} lacks. Set them to 0, or choose a learner such as protonet or ridge.")
 
 
 def _check_fusion(config: Config) -> None:
@@ -173,16 +195,17 @@ def _check_fusion(config: Config) -> None:
         require(len(inner) == 1, f"{told}, got members that take steps and others that do not. Use fusion.adapt=members.")
         fits = mode != "conditioned" and config.domain.objective != "return"
         require(fits, f"{told}, which mode {mode} in domain {config.domain.name} does not have. Use fusion.adapt=members.")
-    odd = [names[kind] for kind in own.members if not family(names[kind]).centroids or not classes]
+    options = {"students": config.student.learner.options, "teacher": config.learner.options}
+    curved = [kind for kind, of in options.items() if of.get("distance", "cosine") != "cosine"]  # by other distances than the one that joins them
+    odd = [names[kind] for kind in own.members if not family(names[kind]).centroids or not classes or kind in curved]
     require(
         mode not in ("concat", "whitened") or not odd,
         f"fusion.mode={mode} needs members with a shared encoder and one mean a class, got {', '.join(odd)}. Use fusion.mode=weights.",
     )
     encode = all(family(names[kind]).encodes for kind in own.members)
-    recipes = (config.student.recipe, *config.student.recipes().values())
-    alike = encode or not any(recipe.class_weight or recipe.feature_weight or recipe.relation_weight for recipe in recipes)
-    told = "fusion.lessons with class_weight, feature_weight or relation_weight need one encoder for all tasks, which not all members have"
-    require("taught" not in own.fits() or alike, f"{told}. Set fusion.lessons.steps=0.")
+    for where, asked in (("lessons", "taught" in own.fits()), ("again", own.again.steps > 0)):
+        fits = not asked or encode or not _asks_features(config)
+        require(fits, f"fusion.{where} is taught with what not all members have: {FEATURES}. Set fusion.{where}.steps=0.")
     encoders = encode and config.backbone.name == "conv"
     require(own.views == 1 or encoders, f"fusion.views={own.views} average features of pictures, which not all members make. Set fusion.views=1.")
     require(mode != "conditioned" or classes, f"fusion.mode=conditioned needs classes, got domain {config.domain.name}. Use fusion.mode=weights.")
@@ -211,6 +234,8 @@ def _check_challenge(config: Config) -> None:
 
 def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
     of, domain = family(section.name), config.domain
+    drawn = where == "learner" or section.start == "scratch"
+    require(drawn, f"{where}.start must be scratch, got {section.start}: students have networks of their own sizes. Use student.teacher to learn from a model.")
     require(
         domain.objective in of.objectives,
         f"{where}={section.name} cannot learn domain {domain.name}, which asks for {domain.objective}: {of.why}. Choose a learner such as ridge or maml.",

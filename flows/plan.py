@@ -1,12 +1,12 @@
 """The plan of a pipeline: one key a stage, computed before anything runs. A stage runs only when its key has no intact output."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from components.contracts import Config
 from components.learners.options import BASES, family
-from components.learning import BackboneSection
+from components.learning import BackboneSection, FitSection
 from components.manifest import file_digests
 from components.plain import fingerprint, narrow, to_plain
 from flows.caching import Key, code_digest, lookup, why
@@ -91,9 +91,11 @@ class _Drawing:
         section = {"learner": section, **architecture, **self.turned, **self.common}
         self.add("teacher", "teacher", section, self.learned() | start, TRAINING, self.families[0])
 
-    def _student(self, index: int, **more: Any) -> dict[str, Any]:
-        """Return the section of a student of one row of widths."""
-        kept = {name: value for name, value in to_plain(self.config.student).items() if name in ("learner", "pool", "head", "same_start", "recipe")}
+    def _student(self, index: int, fit: FitSection, **more: Any) -> dict[str, Any]:
+        """Return the section of a student of one row of widths, fitted so."""
+        kept = {name: value for name, value in to_plain(self.config.student).items() if name in ("pool", "head", "same_start", "recipe")}
+        learner = {name: value for name, value in to_plain(self.config.student.learner).items() if name not in ("fit", "checkpoint_inner")}
+        kept |= {"learner": learner, "fit": fit}
         return kept | self.turned | self.common | {"backbone": narrow(self.config.student.backbone(index, self.backbone), BackboneSection)} | more
 
     def recipes(self) -> dict[str, str]:
@@ -108,23 +110,26 @@ class _Drawing:
         own = self.config.student
         taught = self.taught()
         for name, recipe in own.recipes().items() if own.count else ():
-            self.add(f"recipe-{name}", "recipe", self._student(0, recipe=recipe, steps=own.sweep_steps), self.learned() | taught, TRAINING, *self.families)
+            trial = self._student(0, replace(own.learner.fit, steps=own.sweep_steps), recipe=recipe)
+            self.add(f"recipe-{name}", "recipe", trial, self.learned() | taught, TRAINING, *self.families)
         for row in student_rows(self.config):
             before = {"teacher": self.plan[row.before].fingerprint} if row.before else taught
             upstream = self.learned() | before | self.recipes()
-            self.add(row.name, "student", self._student(row.index, seed=row.seed), upstream, TRAINING, *self.families)
+            self.add(row.name, "student", self._student(row.index, own.learner.fit, seed=row.seed), upstream, TRAINING, *self.families)
 
     def fusion(self) -> None:
         students = [row.name for row in student_rows(self.config) if row.last]
         modules = (TRAINING, "components.fusion", *self.families, self.theta)
         if students:
-            section = {"fusion": self.config.fusion, **self.turned, **self.common}
+            fits = self.config.fusion.fits()
+            unread = {"again", *(name for name, mode in (("fit", "joint"), ("lessons", "taught")) if mode not in fits)}
+            section = {"fusion": {k: v for k, v in to_plain(self.config.fusion).items() if k not in unread}, **self.turned, **self.common}
             upstream = self.learned() | self.of(*fused_of(self.config, students))
             if "taught" in self.config.fusion.fits():
                 section, upstream = section | {"recipe": self.config.student.recipe}, upstream | self.taught() | self.recipes()
             self.add("fused", "fused", section, upstream, *modules)
         if students and self.config.fusion.again.steps:
-            section = self._student(0, fit=self.config.fusion.again)
+            section = self._student(0, self.config.fusion.again, seed=seed_of_student(self.config.seed, "again"))
             del section["backbone"]  # the best student's, which is upstream
             self.add("fused-distilled", "student", section, self.learned() | self.of("fused", *students) | self.recipes(), *modules)
 
@@ -157,6 +162,13 @@ class StudentRow:
     last: bool
 
 
+def seed_of_student(seed: int, *which: object) -> int:
+    """Return the seed of a student's weights and lessons: its own, which no student of another pipeline's seed has."""
+    from components.draws import seed_of  # numpy, which planning does without
+
+    return seed_of(seed, "student", *which) % 2**31
+
+
 def student_rows(config: Config) -> list[StudentRow]:
     """Return the students in the order in which they are taught: generation by generation."""
     count, generations = config.student.count, config.student.generations
@@ -167,7 +179,7 @@ def student_rows(config: Config) -> list[StudentRow]:
     rows = []
     for g in range(1, generations + 1):
         for i in range(count):
-            rows.append(StudentRow(i, name(i, g), config.seed + i + 1000 * (g - 1), name(i, g - 1) if g > 1 else None, g == generations))
+            rows.append(StudentRow(i, name(i, g), seed_of_student(config.seed, i, g), name(i, g - 1) if g > 1 else None, g == generations))
     return rows
 
 

@@ -19,7 +19,7 @@ from flows.caching import lookup
 from flows.checks import check_outside, check_pool
 from flows.config import groups, load
 from flows.fanout import distilled
-from flows.plan import contender
+from flows.plan import contender, seed_of_student
 from flows.turns import deployed, turn
 from flows.versions import pinned
 
@@ -99,7 +99,7 @@ def retrain(
             fused = [done(stages.fuse, "fused", tasksets, joined, teachers, recipe)] if students else []
             best = stages.best_by_validation(students, OBJECTIVE_SCORES[config.domain.objective])
             if best and config.fusion.again.steps:
-                again = stages.Lesson(students.index(best), config.seed, config.fusion.again, recipe, best.path)
+                again = stages.Lesson(students.index(best), seed_of_student(config.seed, "again"), config.fusion.again, recipe, best.path)
                 fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))
             models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
             measured = models | {ref.name: ref for ref in tried if config.evaluation.ablation}

@@ -351,6 +351,14 @@ def test_what_was_played_serves_some_steps_and_then_is_played_anew() -> None:
     assert kept[0] is kept[1] and kept[1] is not kept[2]  # updates=2
 
 
+@pytest.mark.parametrize("asked", [3, 4, 5, 7])
+def test_query_episodes_are_shared_among_the_rounds_however_many_they_are(asked: int) -> None:
+    learner = policy()
+    learner.meta_loss(TaskBatch(*(Examples(rows("navigation", 2, n), torch.zeros(2, n), 1) for n in (6, asked))))
+    shares = [played.reward.shape[1] for played, _ in learner.kept[2]]
+    assert sum(shares) == asked and len(shares) == 3 and max(shares) - min(shares) <= 1
+
+
 def test_too_few_query_episodes_are_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tasks.query must be at least 3"):
         policy().meta_loss(TaskBatch(*(Examples(rows("navigation", 2, n), torch.zeros(2, n), 1) for n in (6, 2))))

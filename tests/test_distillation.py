@@ -23,7 +23,7 @@ from components.tasks import Examples, Lesson
 from components.tasksets import read_table
 from components.training import _teacher
 
-NONE = AugmentSection(0, 0, 0, 0, 0)
+NONE, BENT = AugmentSection(0, 0, 0, 0, 0), AugmentSection(9, 0.15, 0.15, 0.05, 0.03)
 PLAIN = RecipeSection(temperature=4.0, soft_weight=0.0, class_weight=0.0, feature_weight=0.0, relation_weight=0.0, teacher_shots=0, noise=0.0, unlabelled=0)
 
 
@@ -96,12 +96,12 @@ def test_the_feature_loss_is_the_distance_of_directions() -> None:
     assert feature_loss(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(wanted, rel=1e-9)
 
 
-def test_soft_outputs_over_the_training_classes_are_cosines_to_the_teachers_means() -> None:
+def test_soft_outputs_over_the_training_classes_are_cosines_to_the_teachers_means(small_pool: Pool) -> None:
     given, student, teacher = lesson(), store.build(spec("protonet"), 0), store.build(spec("protonet"), 1).eval()
-    inputs, labels = torch.rand(12, *PICTURES), torch.arange(4).repeat_interleave(3)
-    classes = class_features(teacher, inputs, labels, 4)
+    classes = class_features(teacher, small_pool, 7)[:4]
     with torch.no_grad():
-        wanted = torch.stack([teacher.encode(inputs)[labels == c].flatten(1).mean(0) for c in range(4)])
+        items = [small_pool.items(np.array([c])) for c in small_pool.split("train")[:4]]
+        wanted = torch.stack([teacher.encode(images.prepare(torch.from_numpy(small_pool.inputs[own]))).flatten(1).mean(0) for own in items])
     assert torch.allclose(classes, wanted, atol=1e-6)
     _, metrics = loss_of(student, teacher, replace(PLAIN, class_weight=1.0), given, classes)
     with store.initial_weights(7):
@@ -114,6 +114,13 @@ def test_soft_outputs_over_the_training_classes_are_cosines_to_the_teachers_mean
 
     p, q = softmax(torch.tensor(logits(theirs, classes.numpy())), -1), softmax(torch.tensor(logits(own, vectors.detach().numpy())), -1)
     assert metrics["class_loss"].item() == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-3)
+
+
+def test_who_knows_the_training_classes_begins_with_its_own_vectors_of_them(small_pool: Pool) -> None:
+    given, teacher = lesson(), store.build(spec("protonet"), 1).eval()
+    classes = class_features(teacher, small_pool)
+    found = [Distillation(teacher, teacher, replace(PLAIN, class_weight=1.0), PICTURES, classes, known)(given)[1]["class_loss"] for known in (None, classes)]
+    assert found[1].item() == pytest.approx(0, abs=1e-6) and found[0].item() > 0.01, "of a student that is its own teacher nothing is left to learn"
 
 
 def test_with_every_part_off_the_loss_is_the_tasks_own_and_the_teacher_gets_no_gradient() -> None:
@@ -184,8 +191,19 @@ def test_a_teacher_that_is_far_off_or_not_finite_teaches_no_value() -> None:
     assert value_loss(own, torch.full_like(own, float("nan")), None) == 0
 
 
-def lessons(pool: Pool, tasksets, turns: int = 1, **changes) -> LessonBatches:
-    return LessonBatches(pool, read_table(tasksets, "train"), 4, 3, NONE, replace(PLAIN, **changes), turns)
+def lessons(pool: Pool, tasksets, turns: int = 1, augment: AugmentSection = NONE, **changes) -> LessonBatches:
+    return LessonBatches(pool, read_table(tasksets, "train"), 4, 3, augment, replace(PLAIN, **changes), turns)
+
+
+def test_further_inputs_are_turned_and_bent_like_those_of_tasks(small_pool: Pool, small_tasksets) -> None:
+    plain, turned, crooked = (
+        lessons(small_pool, small_tasksets, turns, augment, unlabelled=3)(1, 0, 1).unlabelled for turns, augment in ((1, NONE), (8, NONE), (1, BENT))
+    )
+    ways = [images.turn(plain.flatten(0, 1), torch.full((12,), way)).view_as(plain) for way in range(8)]
+    chosen = [[next(w for w in range(8) if torch.equal(turned[t, i], ways[w][t, i])) for i in range(3)] for t in range(4)]
+    assert len({w for own in chosen for w in own}) > 2, "each by a draw of its own"
+    apart = (crooked - plain).abs().mean((2, 3, 4))
+    assert crooked.shape == plain.shape and apart.min() > 0.01
 
 
 def test_a_teacher_has_more_and_clearer_examples_that_are_nobodys_query(small_pool: Pool, small_tasksets) -> None:

@@ -222,6 +222,17 @@ def test_the_best_epoch_is_kept_where_that_is_asked_for_after_a_kill_too(small_p
     assert found["best", None] == found["best", 9]
 
 
+def test_who_goes_on_keeps_what_it_knows_of_the_training_classes(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    fit(job(small_pool, small_tasksets, tmp_path / "one", "meta", fit=replace(SECTION, steps=60, epoch_steps=30)), Watch(), "one")
+    own, lost = str(tmp_path / "one" / "out"), []
+    for name, more in (("anew", {}), ("goes on", {"start": own}), ("as one", {"members": (own, own), "weights": (0.5, 0.5)})):
+        heard, recipe = Heard(), replace(CONFIG.student.recipe, class_weight=1.0)
+        taught = {"fit": replace(SECTION, steps=3, lr=1e-6), "teachers": (own,), "recipe": recipe}
+        fit(job(small_pool, small_tasksets, tmp_path / name, "joint" if "members" in more else "distill", **taught, **more), heard, name)
+        lost.append(heard.epochs[3]["train/class_loss"])
+    assert max(lost[1:]) < lost[0] / 4, lost
+
+
 def test_members_taught_as_one_come_nearer_to_their_teacher(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     paths, heard = [str(tmp_path / name) for name in ("teacher", "one", "two")], Heard()
     for seed, path in enumerate(paths):

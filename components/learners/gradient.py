@@ -116,7 +116,8 @@ class Maml(Learner):
 
     def descend(self, weights: Adapted, memory: Adapted, support: Examples, steps: range, graph: bool) -> tuple[Adapted, Adapted]:
         """Take inner steps; with `graph`, later gradients see through them."""
-        by_hand = self.plain and isinstance(self.backbone, Mlp) and self.objective.slope is not None and not self.from_means()
+        by_hand = self.plain and isinstance(self.backbone, Mlp) and self.backbone.activation is torch.relu  # whose derivatives are written down
+        by_hand = by_hand and self.objective.slope is not None and not self.from_means()
         if by_hand and not support.x.requires_grad:
             return self._descend_by_hand(weights, support, steps, graph), memory
         for index in steps:
@@ -278,7 +279,9 @@ class Imaml(Maml):
             values = list(phi.values())
             outputs = self.outputs(phi, batch.query.x, self.steps())
             loss, metrics = self.objective.loss_and_metrics(outputs, batch.query.y)
-            outer = _flat(torch.autograd.grad(loss, values))
+            scales: list[Tensor] = [self.log_scale] if self.from_means() else []  # it scales the outputs themselves, beside the head that it starts
+            found = torch.autograd.grad(loss, values + scales)
+            outer, direct = _flat(found[: len(values)]), found[len(values) :]
             inner = _flat(torch.autograd.grad(super().inner_loss(phi, batch.support, self.steps()).sum(), values, create_graph=True))
 
         def product(v: Tensor) -> Tensor:
@@ -288,7 +291,10 @@ class Imaml(Maml):
         solved = conjugate_gradients(product, outer, self.options.cg_steps)
         sizes = [w[0].numel() for w in values]
         gradients = [g.reshape(w.shape) for g, w in zip(torch.split(solved, sizes, 1), values, strict=True)]
-        return given(loss, list(theta.values()), gradients), metrics
+        if scales:  # and where the inner problem lies
+            mixed = torch.autograd.grad((inner * solved).sum(), scales)
+            gradients += [d - m / self.options.proximal for d, m in zip(direct, mixed, strict=True)]
+        return given(loss, [*theta.values(), *scales], gradients), metrics
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:

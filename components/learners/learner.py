@@ -32,7 +32,7 @@ class Learner(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.objective: Objective = OBJECTIVES["cross_entropy"]
-        self.progress = 0.0  # of the fit, in [0, 1]; set by it before every step
+        self.progress, self.seed = 0.0, 0  # of the fit: how far it is, in [0, 1], and its seed; set by it before every step
         self.register_buffer("temperature", torch.ones(()))  # set on validation tasks (Guo et al. 2017, arXiv:1706.04599, sec. 4.2)
 
     def started(self) -> None:

@@ -51,7 +51,7 @@ class Reader(Encoding):
         require(way <= CODES, f"{type(self).__name__} tells at most {CODES} classes apart, got {way}. Use a metric learner.")
         if not self.training:
             return self.codes[:way]
-        generator = torch.Generator().manual_seed(seed_of("codes of a step", self.progress))
+        generator = torch.Generator().manual_seed(seed_of("codes of a step", self.seed, self.progress))
         return self.codes[torch.randperm(CODES, generator=generator)[:way].to(self.codes.device)]
 
     def items(self, x: Tensor) -> Tensor:

@@ -198,6 +198,8 @@ class PolicyOptions:
 
     def __post_init__(self) -> None:
         positive(**{f"learner.options.{name}": getattr(self, name) for name in ("episodes", "updates", "std")})
+        told = "learner.options.explore, base.policy.explore must lie in (0, 1), the least deviation or share of random choices"
+        require(0 < self.explore < 1, f"{told}, got {self.explore}. Use 0.1.")
         for name in ("discount", "gae"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"learner.options.{name} must lie in [0, 1], got {value}. Use 0.99.")
@@ -225,7 +227,7 @@ class MemoryPolicyOptions(PolicyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(**{"learner.options.width": self.width, "learner.options.questions": self.questions})
+        positive(**{f"learner.options.{name}": getattr(self, name) for name in ("width", "questions", "every")})
 
 
 ALL = ("cross_entropy", "squared_error", "ranking")

@@ -199,8 +199,8 @@ class Policy(Learner):
     def _play_all(self, batch: TaskBatch) -> tuple[Tensor, list[Played], list[tuple[Played, Tensor]]]:
         """Play the support's rounds, and before and after each of them a share of the query's episodes."""
         rounds = self.rounds(batch.support.x)
-        shares = torch.chunk(batch.query.x, len(rounds) + 1, 1)
-        require(len(shares) == len(rounds) + 1, f"tasks.query must be at least {len(rounds) + 1}, an episode a round and one more. Raise it.")
+        shares = torch.tensor_split(batch.query.x, len(rounds) + 1, 1)
+        require(shares[-1].shape[1] > 0, f"tasks.query must be at least {len(rounds) + 1}, an episode a round and one more. Raise it.")
         adapted = self.begin(len(batch.query.x))
         gathered: list[Played] = []
         asked = [self.play(adapted, shares[0])]
