@@ -4,13 +4,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.contracts import Within
 from components.domains.pool import open_pool
 from components.domains.seen import view
-from components.evaluation import interval, score, task_classes
+from components.evaluation import Scores, class_ids, facts, interval, score, task_classes
 from components.inputs import require, way_shot
 from components.learners import store
 from components.tasksets import TaskSpec, write_tasksets
@@ -36,7 +37,7 @@ def compare(learner: str, role: str, past: str, pool: str, query: int, within: W
         way, shot = way_shot(setting)
         count = then.filter(pc.equal(then["setting"], setting)).num_rows
         tables.append(TaskSpec(f"gate-{setting}", "gate", way, shot, query, within, count))
-    gaps, groups, now, before = [], [], [], []
+    gaps, now, before = [], [], []
     with tempfile.TemporaryDirectory() as work:
         write_tasksets(tables, opened, seed, Path(work))
         for setting in settings:
@@ -44,14 +45,24 @@ def compare(learner: str, role: str, past: str, pool: str, query: int, within: W
             found, own = score(model, validation), then.filter(pc.equal(then["setting"], setting))
             old, new = own["score"].to_numpy(), next(iter(found.scores.values()))
             same = own["classes"].to_numpy() == task_classes(opened, validation.table.classes)
-            gaps.append((new - old)[same])
-            groups.append(found.group[same])
+            shares, classes = _shares(found, own, class_ids(opened)) if "shares" in own.column_names else (None, None)
+            gaps.append(facts((new - old)[same], found.group[same], *(None if part is None else part[same] for part in (shares, classes))))
             now.append(new)
             before.append(old)
     name = model.objective.score_name
-    gap = np.concatenate(gaps)
-    told = {"tasks": float(sum(map(len, now))), "paired": float(len(gap)), f"now/{name}": float(np.concatenate(now).mean())}
+    gap, groups, weights = (np.concatenate(column) for column in zip(*gaps, strict=True))
+    told = {"tasks": float(sum(map(len, now))), "paired": float(round(weights.sum())), f"now/{name}": float(np.concatenate(now).mean())}
     told[f"promoted/{name}"] = float(np.concatenate(before).mean())
     if len(gap):
-        told[f"difference/{name}"], told[f"difference/{name}_ci95"] = interval(gap, np.concatenate(groups))
+        told[f"difference/{name}"], told[f"difference/{name}_ci95"] = interval(gap, groups, weights)
     return told
+
+
+def _shares(found: Scores, then: pa.Table, ids: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the difference of every class's share in a task [N, way], and which class it is; None where tasks keep to a group."""
+    if found.shares is None or found.classes is None or then["shares"].null_count:
+        return None, None
+    past, members = (np.array(then[name].to_pylist()) for name in ("shares", "members"))
+    own = ids[found.classes]
+    order, before = np.argsort(own, 1), np.argsort(members, 1)  # the same classes may stand in another order
+    return np.take_along_axis(found.shares, order, 1) - np.take_along_axis(past, before, 1), np.take_along_axis(own, order, 1)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,12 +53,15 @@ BINS = 15  # of the reliability diagram
 class Scores:
     """One learner on one table: scores of each task by name [N], group of each task [N], and the counts of the reliability diagram.
 
-    The first score is the objective's own.
+    The first score is the objective's own. Of tasks that take their classes from everywhere, `shares` [N, way] is the score of each class's queries
+    (a task's is their mean) and `classes` [N, way] says which they are.
     """
 
     scores: dict[str, np.ndarray]
     group: np.ndarray
     bins: np.ndarray  # [BINS, 3]: queries, sum of confidences, sum of hits; all zero for values
+    shares: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
     @property
     def ece(self) -> float | None:
@@ -76,6 +80,7 @@ def score(learner: Learner, validation: Validation, tasks: int | None = None, si
     table = validation.compact if tasks is None else validation.compact.head(tasks)
     objective, bins = learner.objective, np.zeros((BINS, 3))
     found: dict[str, list[np.ndarray]] = {name: [] for name in (objective.score_name, *more)}
+    shares: list[np.ndarray] = []
     for start in range(0, len(table), size):
         task = batch(table, np.arange(start, min(start + size, len(table))), features, validation.targets)
         outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
@@ -87,14 +92,17 @@ def score(learner: Learner, validation: Validation, tasks: int | None = None, si
         confidence, choice = outputs.softmax(-1).max(-1)
         hit = (choice == task.query.y).double()
         found[objective.score_name].append(hit.mean(1).numpy())
+        shares.append(hit.view(len(hit), table.way, -1).mean(2).numpy())
         slot = (confidence.double() * BINS).long().clamp(0, BINS - 1).flatten().numpy()
         for column, weight in enumerate((None, confidence.double().flatten().numpy(), hit.flatten().numpy())):
             bins[:, column] += np.bincount(slot, weights=weight, minlength=BINS)
-    return Scores({name: np.concatenate(own) for name, own in found.items()}, table.group, bins)
+    across = bool(shares) and bool((table.group < 0).all())
+    whole = {name: np.concatenate(own) for name, own in found.items()}
+    return Scores(whole, table.group, bins, *((np.concatenate(shares), table.classes) if across else ()))
 
 
-def interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
-    """Return the mean over tasks and the half-width of its 95 % interval.
+def interval(values: np.ndarray, groups: np.ndarray, weights: np.ndarray | None = None) -> tuple[float, float]:
+    """Return the mean over tasks and the half-width of its 95 % interval; `weights`: what share of a task each value is, where it is not one.
 
     Tasks from seven scripts are not a thousand independent facts: the variance is that of sums over groups, and Student's t has one degree of
     freedom less than there are groups (Cameron and Miller 2015, Journal of Human Resources 50(2), eq. 11 and sec. VI.D). A bootstrap over
@@ -107,23 +115,51 @@ def interval(values: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
     count = int(own.max()) + 1
     if count == 1:
         own, count = np.arange(len(values)), len(values)
-    mean = float(values.mean())
-    sums = np.bincount(own, values - mean, count)
-    error = np.sqrt(count / (count - 1) * np.square(sums).sum()) / len(values) if count > 1 else np.inf
+    weights = np.ones(len(values)) if weights is None else weights
+    mean = float(np.average(values, weights=weights))
+    sums = np.bincount(own, weights * (values - mean), count)
+    error = np.sqrt(count / (count - 1) * np.square(sums).sum()) / weights.sum() if count > 1 else np.inf
     return mean, float(stdtrit(count - 1, 0.975) * error) if count > 1 else float("inf")
+
+
+def facts(values: np.ndarray, groups: np.ndarray, shares: np.ndarray | None, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `interval` takes: values, what they are facts of, and their weights.
+
+    Tasks that take their classes from everywhere ask for the same few classes again and again: the facts are then the classes, with what every
+    task says of them. As independent tasks, 500 of six classes that differ by a point found the truth in 75 of 100 intervals.
+    """
+    if shares is None or classes is None:
+        return values, groups, np.ones(len(values))
+    return shares.ravel(), classes.ravel(), np.full(shares.size, 1 / shares.shape[1])
+
+
+def pooled(found: Sequence[Scores], name: str) -> tuple[float, float]:
+    """Return the mean over the tasks of several tables and the half-width of its 95 % interval."""
+    own = [facts(one.scores[name], one.group, one.shares, one.classes) for one in found]
+    values, groups, weights = (np.concatenate(column) for column in zip(*own, strict=True))
+    return interval(values, groups, weights)
 
 
 def paired(a: Scores, b: Scores) -> Scores:
     """Return a - b task by task, on the tasks that both have."""
     n = min(len(a.group), len(b.group))
-    return Scores({name: own[:n] - b.scores[name][:n] for name, own in a.scores.items()}, a.group[:n], np.zeros((BINS, 3)))
+    shares = (a.shares[:n] - b.shares[:n], a.classes[:n]) if a.shares is not None and b.shares is not None and a.classes is not None else ()
+    return Scores({name: own[:n] - b.scores[name][:n] for name, own in a.scores.items()}, a.group[:n], np.zeros((BINS, 3)), *shares)
+
+
+def class_ids(pool: Pool) -> np.ndarray:
+    """Return a number a class [C] by its name: the same one in any version of the data."""
+    return np.array([_id(str(name)) for name in pool.classes["name"].to_pylist()])
+
+
+def _id(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def task_classes(pool: Pool, classes: np.ndarray) -> np.ndarray:
     """Return a number a task [N] that says which classes [N, way] it asks for, by their names: the same ones in any version of the data."""
     names = [str(name) for name in pool.classes["name"].to_pylist()]
-    keys = ("\0".join(sorted(names[c] for c in task)) for task in classes)
-    return np.array([int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big", signed=True) for key in keys])
+    return np.array([_id("\0".join(sorted(names[c] for c in task))) for task in classes])
 
 
 def cost(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str, float]:
@@ -169,15 +205,18 @@ def evaluate(
     gaps: dict[str, list[Scores]] = {}
     tables = []
     sure: list[dict[str, object]] = []  # the reliability diagrams
-    asked = np.zeros(0, dtype=np.int64)  # the setting's tasks, by their classes
+    asked, ids = np.zeros(0, dtype=np.int64), class_ids(pool)  # the setting's tasks, by their classes
 
     def keep(setting: str, role: str, found: Scores) -> None:
         count = len(found.group)
-        columns: dict[str, np.ndarray] = {}
+        columns: dict[str, Any] = {}
         for name, values in found.scores.items():
-            mean, half = interval(values, found.group)
+            mean, half = pooled([found], name)
             metrics.update({f"{split}/{setting}/{role}/{name}": mean, f"{split}/{setting}/{role}/{name}_ci95": half})
             columns["score" if not columns else name] = values
+        if found.shares is not None:  # arrays, for the tasks of several settings have several ways
+            starts = np.arange(0, found.shares.size + 1, found.shares.shape[1])
+            columns |= {name: pa.ListArray.from_arrays(starts, part.ravel()) for name, part in (("shares", found.shares), ("members", ids[found.classes]))}
         about = {"setting": [setting] * count, "role": [role] * count, "task": np.arange(count), "group": found.group, "classes": asked[:count]}
         tables.append(pa.table(about | columns))
 
@@ -209,7 +248,7 @@ def evaluate(
             metrics[f"{split}/{setting}/chance/accuracy"] = 1 / validation.table.way
     for label, parts in gaps.items():
         for name in parts[0].scores:
-            mean, half = interval(np.concatenate([part.scores[name] for part in parts]), np.concatenate([part.group for part in parts]))
+            mean, half = pooled(parts, name)
             metrics |= {f"{split}/{label}/{name}": mean, f"{split}/{label}/{name}_ci95": half}
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.concat_tables(tables), out / f"scores-{split}.parquet")

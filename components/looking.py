@@ -11,7 +11,7 @@ from torch import Tensor
 
 from components.domains import images
 from components.domains.pool import Pool
-from components.evaluation import interval, score
+from components.evaluation import pooled, score
 from components.learners import store
 from components.learners.gradient import Maml
 from components.learners.learner import Learner
@@ -143,5 +143,5 @@ def by_inner_steps(path: str, pool: Pool, tasksets: str | Path, table: str, task
     for steps in sorted({round(step) for step in np.linspace(0, most, min(most, 10) + 1).tolist()}):
         learner.options = replace(learner.options, test_steps=steps)
         own = score(learner, asked, tasks)
-        found.append((steps, *interval(next(iter(own.scores.values())), own.group)))
+        found.append((steps, *pooled([own], next(iter(own.scores)))))
     return found

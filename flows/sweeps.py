@@ -140,14 +140,23 @@ def _pooled(row: Row, frames: Sequence[Any], settings: Sequence[str], score: str
     """Return for each setting the mean over the tasks of all seeds, its half interval, and each seed's own mean."""
     import numpy as np
 
-    from components.evaluation import interval
+    from components.evaluation import facts, interval
 
     cells, column = [], score if score in frames[0].columns else "score"  # the objective's own has no other name
     for setting in settings:
         own = [f[(f["setting"] == setting) & (f["role"] == row.role)] for f in frames]
-        values, groups = (np.concatenate([f[name].to_numpy() for f in own]) for name in (column, "group"))
-        cells.append((*interval(values, groups), [float(f[column].mean()) for f in own]))
+        told = [facts(f[column].to_numpy(), f["group"].to_numpy(), *_shares(f)) for f in own]
+        cells.append((*interval(*(np.concatenate(part) for part in zip(*told, strict=True))), [float(f[column].mean()) for f in own]))
     return cells
+
+
+def _shares(frame: Any) -> tuple[Any, Any]:
+    """Return every class's share in tasks [N, way], and which class it is, of tasks that take theirs from everywhere."""
+    import numpy as np
+
+    if "shares" not in frame.columns or frame["shares"].isna().any():
+        return None, None
+    return np.stack(frame["shares"].to_list()), np.stack(frame["members"].to_list())
 
 
 def _cell(shown: Score, mean: float, half: float, seeds: Sequence[float], sign: str = "") -> str:

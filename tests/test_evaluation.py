@@ -1,24 +1,28 @@
 """Statistics against known answers: intervals, calibration, pairing."""
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from scipy import stats
 from scipy.optimize import minimize_scalar
 from sklearn import metrics
-from tasks_for_tests import CONV
+from tasks_for_tests import CONV, spec
 
 from components.contracts import RegistrySection
 from components.domains.pool import Pool
 from components.domains.seen import misfit
-from components.evaluation import BINS, Scores, interval, operations, paired, score
+from components.evaluation import BINS, Scores, class_ids, evaluate, interval, operations, paired, pooled, score
 from components.inputs import InputError
 from components.learners import store
 from components.learners.reference import Linear, Nearest
 from components.objectives import MEASURES
 from components.tasks import Examples
-from components.tasksets import batch, read_table
+from components.tasksets import TaskSpec, batch, read_table, write_tasksets
 from components.validation import Validation, calibrate, encode_items, validate
+from flows.sweeps import Point, Row, _pooled
 
 
 def test_with_one_group_the_interval_is_the_normal_one() -> None:
@@ -43,6 +47,42 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(groups: int, between:
         mean, half = interval(random.normal(0, between, groups)[own] + random.normal(0, 0.08, 300), own)
         hits += abs(mean) <= half
     assert 0.93 <= hits / trials <= 0.97
+
+
+@pytest.mark.parametrize("classes", [6, 40])
+def test_of_tasks_across_groups_the_interval_is_over_their_classes(classes: int) -> None:
+    random, trials = np.random.default_rng(classes), 400
+    hits = {"classes": 0, "tasks": 0}
+    for _ in range(trials):
+        own = np.argsort(random.random((500, classes)), 1)[:, :5]  # five-way tasks of the same few classes
+        shares = random.normal(0, 0.03, classes)[own] + random.normal(0, 0.1, own.shape)
+        apart = Scores({"accuracy": shares.mean(1)}, np.full(500, -1), np.zeros((BINS, 3)), shares, own)
+        for name, (mean, half) in (("classes", pooled([apart], "accuracy")), ("tasks", interval(shares.mean(1), apart.group))):
+            assert mean == pytest.approx(shares.mean())
+            hits[name] += abs(mean) <= half
+    assert 0.92 <= hits["classes"] / trials <= 0.98 and hits["tasks"] / trials < 0.8
+
+
+def test_the_classes_of_tasks_across_groups_are_kept_with_what_each_scored(small_pool: Pool, tmp_path: Path) -> None:
+    specs = [TaskSpec("test-4w2s", "test", 4, 2, 3, "all", 40), TaskSpec("test-2w1s", "test", 2, 1, 3, "all", 30)]
+    write_tasksets(specs, small_pool, 0, tmp_path / "tasks")
+    roles, pair = {"one": Nearest(), "other": store.build(spec("protonet"), 1)}, {"one - other": ("one", "other")}
+    metrics = evaluate(roles, {}, pair, ["4w2s", "2w1s"], "test", small_pool, str(tmp_path / "tasks"), tmp_path)
+    rows, ids = pq.read_table(tmp_path / "scores-test.parquet").to_pandas(), class_ids(small_pool)
+    for setting in ("4w2s", "2w1s"):
+        table = read_table(tmp_path / "tasks", f"test-{setting}")
+        for role in ("one", "other", "one - other"):
+            own = rows[(rows.setting == setting) & (rows.role == role)]
+            shares, members = np.stack(own["shares"]), np.stack(own["members"])
+            assert np.array_equal(members, ids[table.classes]) and shares.mean(1) == pytest.approx(own["score"].to_numpy())
+            means = np.array([(shares[members == one] - own.score.mean()).sum() for one in np.unique(members)]) / shares.shape[1]
+            error = np.sqrt(len(means) / (len(means) - 1) * np.square(means).sum()) / len(own)
+            wanted = stats.t.ppf(0.975, len(means) - 1) * error
+            assert metrics[f"test/{setting}/{role}/accuracy_ci95"] == pytest.approx(wanted, rel=1e-9)
+    both = rows[rows.role == "one - other"]
+    assert metrics["test/one - other/accuracy"] == pytest.approx(both.score.mean()), "every task counts once, whatever its ways"
+    point = Point([], {"judged": "one", "evaluation": str(tmp_path), "metrics": metrics})
+    assert _pooled(Row("", "one", [point]), [rows], ["4w2s"])[0][:2] == pytest.approx([metrics[f"test/4w2s/one/accuracy{end}"] for end in ("", "_ci95")])
 
 
 def test_a_single_task_says_nothing_of_others() -> None:
@@ -109,8 +149,6 @@ def test_promotion_needs_the_whole_interval_above_the_margin() -> None:
 
 
 def test_a_batch_norm_network_scores_the_same_in_any_batch(small_pool: Pool, small_tasksets) -> None:
-    from tasks_for_tests import spec
-
     learner = store.build(spec("protonet"))
     validation = Validation(small_pool, small_tasksets, "test-4w2s")
     one, other = (score(learner, validation, size=size).scores["accuracy"] for size in (3, 40))
