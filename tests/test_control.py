@@ -390,6 +390,6 @@ def test_what_control_cannot_have_is_told_in_one_line(finished: Workspace) -> No
         ("learner=ridge", "it learns from|cannot learn domain control"),
         ("student.recipe.noise=0.1", "takes soft_weight alone"),
         ("trainer.accumulate=2", "trainer.accumulate must be 1"),
-        ("base.fit.epoch_steps=10", "multiple of base.policy.updates=4"),
+        ("base.fit.epoch_steps=10", "multiple of the policy's updates=4"),
     ):
         assert any(part in finished.retrain("experiment=navigation", wrong, expect=2).stderr for part in told.split("|")), wrong

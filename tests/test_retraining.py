@@ -164,7 +164,7 @@ def test_a_teacher_starts_from_the_champions_teacher_and_is_not_trained_again(ch
     assert "ran: teacher" in first and "cached: tasksets, tasksets-final, base" in first
     from components.learners import store
 
-    folders = {m["key"]["section"]["learner"]["start"]: m["ref"]["path"] for m in workspace.outputs("teacher")}
+    folders = {m["key"]["section"]["learner"]["start"]: m["ref"]["path"] for m in reversed(workspace.outputs("teacher"))}  # the oldest of each
     job = json.loads((Path(folders["models:/table@champion"]) / "job.json").read_text())
     assert store.digest(store.load(job["start"])[0]) == store.digest(store.load(folders["pretrained"])[0])
     client = workspace.mlflow()

@@ -288,11 +288,10 @@ def test_two_gloo_processes_reach_the_weights_of_one(small_pool: Pool, small_tas
         heard.append(Heard())
         fit(job(small_pool, small_tasksets, tmp_path / name, objective, trainer=trainer, fit=replace(SECTION, steps=6, lr=0.001), **more), heard[-1], name)
     one, two = (load_file(tmp_path / name / "out" / "learner.safetensors") for name in ("one", "two"))
-    for name, value in one.items():
-        if name != "temperature":  # a search on validation tasks, not a weight
-            # Adam divides by a gradient's size: where attention's is all rounding, an entry may go either way by the rate.
-            apart = abs(value - two[name])
-            assert (apart < 1e-5).mean() > 0.999 if kind == "set_transformer" else apart.max() < 1e-5, f"{name}: {apart.max():.1e}"
-            assert apart.max() < 1e-2
+    apart = {name: abs(value - two[name]).ravel() for name, value in one.items() if name != "temperature"}  # a search on validation tasks, not a weight
+    furthest, all_of_them = max(apart, key=lambda name: apart[name].max()), np.concatenate([*apart.values()])
+    # Adam divides by a gradient's size: where attention's is all rounding, an entry may go either way by the rate.
+    near = (all_of_them < 1e-5).mean() > 0.999 if kind == "set_transformer" else all_of_them.max() < 1e-5
+    assert near and all_of_them.max() < 1e-2, f"{furthest}: {apart[furthest].max():.1e}"
     for alone, together in zip(*(list(h.epochs.values()) for h in heard), strict=True):
         assert alone == pytest.approx(together, rel=1e-4)
