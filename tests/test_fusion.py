@@ -249,6 +249,8 @@ def test_networks_of_different_starts_make_no_soup(small_pool: Pool, small_tasks
         paths = [stored(tmp_path / f"{starts[0]}{i}", store.build(spec("protonet"), i), start=starts[i]) for i in range(2)]
         with pytest.raises(InputError, match="began at the same weights"):
             fuse(paths, [0.5, 0.5], fusion("soup"), NONE, small_pool, str(small_tasksets), {})
+    with pytest.raises(InputError, match="two members at least"):
+        fuse(paths[:1], [1.0], fusion("soup"), NONE, small_pool, str(small_tasksets), {})
 
 
 def test_members_that_say_nothing_are_left_out() -> None:
