@@ -5,6 +5,7 @@ import hashlib
 import json
 import types
 import typing
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,6 +61,11 @@ def flatten(plain: Any, prefix: str = "") -> dict[str, Any]:
 def describe(names: Sequence[str], most: int = 5) -> str:
     """Return names in one line, the first `most` of them and how many more."""
     return " ".join(", ".join(names[:most]).split()) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def writable(name: str) -> bool:
+    """Say whether a name can be written as text in one line: no byte that is no UTF-8, no control character. A narrow blank, as in a Mac's screenshots, can."""
+    return not any(unicodedata.category(one) in ("Cs", "Cc") for one in name)
 
 
 def one_line(error: BaseException) -> str:

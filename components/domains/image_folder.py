@@ -11,7 +11,7 @@ from components.domains.options import ImageFolderOptions
 from components.domains.pictures import SUFFIXES, read_picture
 from components.domains.pool import PoolClass, Source
 from components.inputs import InputError, require
-from components.plain import describe
+from components.plain import describe, writable
 
 
 def class_folders(root: Path) -> Iterator[tuple[str, str, Path]]:
@@ -45,13 +45,13 @@ def build(options: ImageFolderOptions, mirror: str | None = None) -> Source:
 
     for name, group, folder in class_folders(root):
         read = []
-        if not name.isprintable():
+        if not writable(name):
             problems.append(f"class {name!a} (a name that cannot be written)")
             continue
         for file in _others(folder):
             problems.append(f"{shown(file)} ({'a folder in that of a class' if file.is_dir() else 'no picture'})")
         for file in _files(folder):
-            if not file.name.isprintable():
+            if not writable(file.name):
                 problems.append(f"{shown(file)} (a name that cannot be written)")
                 continue
             if not file.resolve().is_relative_to(root.resolve()):

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from components.inputs import InputError, require
-from components.plain import describe
+from components.plain import describe, writable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ["PNG", "JPEG", "WEBP"]  # Pillow has decoders of some forty others, and what guesses a format may guess any of them
@@ -70,7 +70,7 @@ def there(path: str | Path) -> bool:
 
 def _writable(names: list[str]) -> None:
     """Raise InputError where a name cannot be written: bytes that are no UTF-8, say."""
-    odd = [ascii(name) for name in names if not name.isprintable()]
+    odd = [ascii(name) for name in names if not writable(name)]
     require(not odd, f"pictures and their folders need names that can be written, got {describe(odd)}. Rename them.")
 
 
