@@ -54,6 +54,11 @@ def bent(x: Tensor, options: AugmentSection, each: int, seeds: Iterable[int]) ->
     return images.bend(x, random, options)
 
 
+def turned(x: Tensor, turns: np.ndarray) -> Tensor:
+    """Turn pictures of tasks [T, N, C, H, W], each by its own of eight ways [T, N]."""
+    return images.turn(x.flatten(0, 1), torch.from_numpy(turns.astype(np.int64)).flatten()).reshape(x.shape)
+
+
 class TaskBatches:
     """Tasks of the training table in order, again from the start when it ends; pictures bent anew each time.
 
@@ -81,8 +86,7 @@ class TaskBatches:
         x = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[flat])))
         if self.turns > 1 and x.ndim == 5:
             drawn = np.stack([below(bits(key_of(self.seed, "task turns", n), np.arange(way, dtype=np.uint64)), self.turns) for n in numbers])
-            own = np.concatenate([drawn.repeat(n, 1) for n in sizes], 1).astype(np.int64)
-            x = images.turn(x.flatten(0, 1), torch.from_numpy(own).flatten()).reshape(x.shape)
+            x = turned(x, np.concatenate([drawn.repeat(n, 1) for n in sizes], 1))
         x = bent(x.flatten(0, 1), self.options, flat.shape[1], (seed_of(self.seed, "task augment", n) for n in numbers)).reshape(x.shape)
         if self.pool.targets is None:
             y = torch.cat([torch.arange(way).repeat_interleave(n) for n in sizes]).expand(len(flat), -1)
@@ -117,8 +121,7 @@ class LessonBatches(TaskBatches):
         rows = np.stack([self._draws("unlabelled", n, len(self.items)) for n in numbers])
         x = images.prepare(torch.from_numpy(np.ascontiguousarray(self.pool.inputs[self.items[rows]])))
         if self.turns > 1 and x.ndim == 5:
-            turns = np.stack([self._draws("unlabelled turns", n, self.turns) for n in numbers])
-            x = images.turn(x.flatten(0, 1), torch.from_numpy(turns).flatten()).reshape(x.shape)
+            x = turned(x, np.stack([self._draws("unlabelled turns", n, self.turns) for n in numbers]))
         return bent(x.flatten(0, 1), self.options, self.unlabelled, (seed_of(self.seed, "unlabelled augment", n) for n in numbers)).reshape(x.shape)
 
     def _draws(self, name: str, number: int, bound: int) -> np.ndarray:
