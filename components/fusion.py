@@ -137,8 +137,9 @@ class Request:
 
 
 def _mixed(members: Members, combine: str, weights: Sequence[float], joint: bool) -> tuple[FusedLearner | FusedPolicy, store.Spec]:
-    learner = members.join(combine, weights, joint)
-    return learner, store.fused_spec(members.specs, combine, list(weights), learner.joint)
+    own, kept = members.chosen(weights)
+    learner = own.join(combine, kept, joint)
+    return learner, store.fused_spec(own.specs, combine, kept, learner.joint)
 
 
 def _equal(members: Members) -> list[float]:
@@ -157,8 +158,7 @@ def _greedy(asked: Request) -> Built:
     whole = asked.members.learners[0].objective.name in ("ranking", "return")
     require(not whole, "fusion.mode=greedy needs a loss of single answers, and an order or a return has none. Use fusion.mode=average.")
     values, targets = mixing.predictions(asked.members.learners, asked.validation)
-    own, kept = asked.members.chosen(mixing.greedy_weights(values, None if asked.validation.targets is None else targets).tolist())
-    return _mixed(own, "mixture", kept, asked.joint)
+    return _mixed(asked.members, "mixture", mixing.greedy_weights(values, None if asked.validation.targets is None else targets).tolist(), asked.joint)
 
 
 def _conditioned(asked: Request) -> Built:

@@ -353,11 +353,12 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
 
 def _train(fit: Fit, job: FitJob, state: Path, watch: Watch, label: str, rank: int, world: int) -> dict[str, float]:
     """Run the optimisation from where it stands to its end; return the last epoch's metrics."""
+    untaught = isinstance(fit.learner, Policy) and job.recipe is None  # what a base's rates are, or a policy would be told: others learn it
     trainer = pl.Trainer(
         accelerator=job.trainer.accelerator,
         devices=world // job.trainer.nodes,
         num_nodes=job.trainer.nodes,
-        strategy="ddp" if world > 1 else "auto",
+        strategy="auto" if world == 1 else "ddp_find_unused_parameters_true" if untaught else "ddp",
         precision=job.trainer.precision,  # type: ignore[arg-type]
         max_epochs=job.fit.steps // job.fit.epoch_steps,
         limit_train_batches=job.fit.epoch_steps * job.trainer.accumulate,

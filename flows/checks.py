@@ -80,7 +80,10 @@ def _check_played(config: Config) -> None:
     for recipe in (config.student.recipe, *config.student.recipes().values()):
         parts = {k: v for k, v in vars(recipe).items() if k not in ("soft_weight", "temperature") and v}
         require(not parts, f"student.recipe takes soft_weight alone in domain {of}, got {', '.join(parts)} too. Set them to 0.")
-    own, taught = config.learner, config.student.learner
+    own, taught, world = config.learner, config.student.learner, config.trainer.devices * config.trainer.nodes
+    each = config.base.batch // config.tasks.query // world
+    told = f"base.batch must be at least {2 * world} times tasks.query={config.tasks.query}, since half of the environments are told what is hidden"
+    require(each > 1, f"{told}, got {config.base.batch}. Raise it.")
     fits = {"base": (config.base.fit, config.base.policy), "learner": (own.fit, own.options), "student.learner": (taught.fit, taught.options)}
     for where, (fit, options) in (fits | {"fusion.again": (config.fusion.again, taught.options)}).items():
         told = f"{where}.fit.epoch_steps must be a multiple of the policy's updates={options['updates']}"
@@ -89,7 +92,7 @@ def _check_played(config: Config) -> None:
         need = -(-config.tasks.shot // section.options["episodes"]) + 1
         told = f"tasks.query must be at least {need}, an episode before each round of {where} and one more"
         require(config.tasks.query >= need, f"{told}, got {config.tasks.query}. Raise it, or {where}.options.episodes.")
-        each = section.tasks_per_step // (config.trainer.devices * config.trainer.nodes)
+        each = section.tasks_per_step // world
         told = f"{where}.tasks_per_step must be at least 2 a process, since what is believed is compared between tasks"
         require(each > 1 or not section.options["belief"], f"{told}, got {each}. Raise it.")
 
@@ -236,10 +239,9 @@ def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
     of, domain = family(section.name), config.domain
     drawn = where == "learner" or section.start == "scratch"
     require(drawn, f"{where}.start must be scratch, got {section.start}: students have networks of their own sizes. Use student.teacher to learn from a model.")
-    require(
-        domain.objective in of.objectives,
-        f"{where}={section.name} cannot learn domain {domain.name}, which asks for {domain.objective}: {of.why}. Choose a learner such as ridge or maml.",
-    )
+    able = ", ".join(name for name, one in FAMILIES.items() if domain.objective in one.objectives)
+    told = f"{where}={section.name} cannot learn domain {domain.name}, which asks for {domain.objective}" + (f": {of.why}" if of.why else "")
+    require(domain.objective in of.objectives, f"{told}. Choose one of {able}.")
     norm, brought = section.options.get("norm"), where == "learner" and config.backbone.start is not None
     require(
         section.start != "scratch" or norm != "running" or config.backbone.name == "mlp" or config.backbone.norm != "batch" or brought,

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from components.contracts import Config
 from components.domains.options import OPTIONS as DOMAIN_OPTIONS
 from components.inputs import InputError, require
-from components.learners.options import FAMILIES
+from components.learners.options import FAMILIES, GradientPolicyOptions
 from flows import paths
 from flows.checks import check
 
@@ -137,6 +137,8 @@ def _typed(plain: dict[str, Any]) -> Config:
         options = _to_section(kind, parent[where[-1]], ".".join(where))
         parent[where[-1]] = dataclasses.asdict(options)
     config: Config = _to_section(Config, plain, "")
+    if config.domain.objective == "return":
+        config.base.policy = dataclasses.asdict(_to_section(GradientPolicyOptions, config.base.policy, "base.policy"))
     return config
 
 

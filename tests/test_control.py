@@ -204,7 +204,7 @@ def test_advantages_equal_a_loop_over_steps() -> None:
             returns.append(ahead)
             where.append((e, t))
     x = np.array(features)
-    expected = dict(zip(where, x @ np.linalg.solve(x.T @ x + 1e-5 * np.eye(8), x.T @ np.array(returns)), strict=True))
+    expected = dict(zip(where, x @ np.linalg.solve(x.T @ x + 0.3 * np.eye(8), x.T @ np.array(returns)), strict=True))
     gain = np.zeros((3, 6))
     for e, n in enumerate(length):
         ahead = 0.0
@@ -284,9 +284,10 @@ def test_fused_policies_act_by_the_weighted_product(kind: str) -> None:
     assert told.chunk(2, -1)[1][0, 0, 0].exp().item() == pytest.approx((density * (place - mean).square()).sum().sqrt().item(), rel=1e-4)
 
 
-def test_members_that_read_go_on_from_the_mean_of_what_they_say_is_hidden() -> None:
+def test_members_that_read_go_on_from_the_weighted_mean_of_what_they_say_is_hidden() -> None:
     members: list[Learner] = [policy(seed=s) for s in (0, 1)]
-    fused = join(members, "mixture", [0.25, 0.75], False, (3,))
+    members.append(policy(memory=False, seed=2))  # believes nothing, and is heard in what to do alone
+    fused = join(members, "mixture", [0.2, 0.6, 0.2], False, (3,))
     played = members[0].play(members[0].begin(2), rows("navigation", 2, 3))  # type: ignore[operator]
     with torch.no_grad():
         own = [m.learn(m.begin(2), played)["context"] for m in members]  # type: ignore[operator]
@@ -295,11 +296,14 @@ def test_members_that_read_go_on_from_the_mean_of_what_they_say_is_hidden() -> N
         def said(i: int, context: torch.Tensor) -> torch.Tensor:
             return torch.linalg.lstsq(members[i].tell.weight, context.T).solution.T  # type: ignore[union-attr, arg-type, no-any-return]
 
-        mean = (said(0, own[0]) + said(1, own[1])) / 2
+        mean = (said(0, own[0]) + 3 * said(1, own[1])) / 4
         for i in (0, 1):
             assert torch.allclose(said(i, found[f"{i}/context"]), mean, atol=1e-5)
             rest = own[i] - members[i].tell(said(i, own[i]))  # type: ignore[operator]
             assert torch.allclose(found[f"{i}/context"] - members[i].tell(mean), rest, atol=1e-5)  # type: ignore[operator]
+        assert torch.allclose(found["2/context"], own[2])
+        last = join(members, "mixture", [0.0, 1.0, 0.0], False, (3,))
+        assert torch.allclose(last.learn(last.begin(2), played)["1/context"], own[1], atol=1e-5)  # who alone speaks hears nobody
     deaf = join([policy(memory=False, seed=s) for s in (0, 1)], "mixture", [0.5, 0.5], False, (3,))
     with torch.no_grad():
         apart = deaf.learn(deaf.begin(2), played)  # type: ignore[operator]
@@ -387,9 +391,12 @@ def test_what_control_cannot_have_is_told_in_one_line(finished: Workspace) -> No
     for wrong, told in (
         ("fusion.mode=greedy", "fusion.mode must be average or weights"),
         ("domain.source.environment=chess", "domain.source.environment"),
-        ("learner=ridge", "it learns from|cannot learn domain control"),
+        ("learner=ridge", "which asks for return. Choose one of policy_gradient, policy_memory."),
+        ("base.policy.inner_lr=abc", "base.policy.inner_lr: Input should be a valid number"),
+        ("base.policy.std=0", "base.policy.std must be above 0"),
+        ("base.batch=119", "base.batch must be at least 2 times tasks.query=60"),
         ("student.recipe.noise=0.1", "takes soft_weight alone"),
         ("trainer.accumulate=2", "trainer.accumulate must be 1"),
         ("base.fit.epoch_steps=10", "multiple of the policy's updates=4"),
     ):
-        assert any(part in finished.retrain("experiment=navigation", wrong, expect=2).stderr for part in told.split("|")), wrong
+        assert told in finished.retrain("experiment=navigation", wrong, expect=2).stderr, wrong

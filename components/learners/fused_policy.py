@@ -12,8 +12,8 @@ class FusedPolicy(Policy):
     """The weighted product of policies' distributions (logarithmic pooling, Genest and Zidek 1986, Statistical Science 1(1)).
 
     Of all distributions it is the nearest to the members' by weighted divergence. Normals stay normal: means are weighted by precision, and
-    the deviation does not grow where members disagree, as a mixture's does. Members that read their contexts go on from the mean of the
-    hidden parameters that these say. The fused policy plays what it learns from, so members need no more episodes than one alone.
+    the deviation does not grow where members disagree, as a mixture's does. Members that read their contexts, taught what is hidden, go on from the
+    weighted mean of the hidden parameters that these say. The fused policy plays what it learns from, so members need no more episodes than one alone.
     """
 
     weights: Tensor
@@ -30,7 +30,7 @@ class FusedPolicy(Policy):
         self.theta_fixed = all(m.theta_fixed for m in members)
         self.theta_meta = tuple(f"members.{i}.{name}" for i, m in enumerate(members) for name in m.theta_meta)
         self.register_buffer("weights", torch.tensor(weights))
-        self.shared = all(isinstance(m, ContextPolicy) and m.options.belief > 0 for m in members)
+        self.believers = [i for i, m in enumerate(members) if isinstance(m, ContextPolicy) and m.options.belief > 0]
 
     def _of(self, adapted: Adapted) -> list[tuple[Policy, Adapted]]:
         """Return each member with its own part of what was learned."""
@@ -48,11 +48,13 @@ class FusedPolicy(Policy):
 
     def learn(self, adapted: Adapted, played: Played) -> Adapted:
         parts = [member.learn(own, played) for member, own in self._of(adapted)]
-        if self.shared:
-            tells = [member.tell.weight for member in self.members if isinstance(member, ContextPolicy)]
-            said = [part["context"] @ torch.linalg.pinv(tell).T for tell, part in zip(tells, parts, strict=True)]  # [T, P]
-            mean = torch.stack(said).mean(0)
-            parts = [part | {"context": part["context"] + (mean - one) @ tell.T} for one, tell, part in zip(said, tells, parts, strict=True)]
+        own = self.weights[self.believers]
+        if own.sum() > 0:
+            tells = [self.members[i].tell.weight for i in self.believers]  # type: ignore[union-attr]
+            said = torch.stack([parts[i]["context"] @ torch.linalg.pinv(tell).T for i, tell in zip(self.believers, tells, strict=True)])  # [M, T, P]
+            mean = torch.einsum("m,mtp->tp", own / own.sum(), said)
+            for i, one, tell in zip(self.believers, said, tells, strict=True):
+                parts[i] = parts[i] | {"context": parts[i]["context"] + (mean - one) @ tell.T}
         return {f"{i}/{name}": w for i, part in enumerate(parts) for name, w in part.items()}
 
     def act(self, adapted: Adapted, observation: Tensor) -> Tensor:

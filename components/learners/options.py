@@ -1,5 +1,6 @@
 """The family of learners: each one's code, options and objectives. Standard library only; the options' values live in conf/learner/."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -197,12 +198,14 @@ class PolicyOptions:
     explore: float
 
     def __post_init__(self) -> None:
-        positive(**{f"learner.options.{name}": getattr(self, name) for name in ("episodes", "updates", "std")})
+        positive(**{f"learner.options.{name}, base.policy.{name}": getattr(self, name) for name in ("episodes", "updates", "std")})
+        told = "learner.options.belief, base.policy.belief must be 0 or greater, how much what is believed counts beside returns"
+        require(0 <= self.belief < math.inf, f"{told}, got {self.belief}. Use 0 or 10.")
         told = "learner.options.explore, base.policy.explore must lie in (0, 1), the least deviation or share of random choices"
         require(0 < self.explore < 1, f"{told}, got {self.explore}. Use 0.1.")
         for name in ("discount", "gae"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"learner.options.{name} must lie in [0, 1], got {value}. Use 0.99.")
+            require(0 <= value <= 1, f"learner.options.{name}, base.policy.{name} must lie in [0, 1], got {value}. Use 0.99.")
 
 
 @dataclass
@@ -214,7 +217,7 @@ class GradientPolicyOptions(PolicyOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(**{"learner.options.inner_lr": self.inner_lr})
+        positive(**{"learner.options.inner_lr, base.policy.inner_lr": self.inner_lr})
 
 
 @dataclass

@@ -20,6 +20,7 @@ from components.networks import Mlp
 from components.tasks import Examples, TaskBatch
 
 CONTEXT = 16  # numbers that say which environment it is
+RIDGE = 0.3  # of what is expected: few episodes have fewer steps than their baseline has features, which would follow their chances
 CLIP = 0.2  # of the ratio of two policies (Schulman et al. 2017, arXiv:1707.06347, eq. 7)
 
 
@@ -353,8 +354,8 @@ class MemoryPolicy(ContextPolicy):
 def advantage(played: Played, options: PolicyOptions) -> Tensor:
     """Return how much better than expected each step went [T, E, H], of mean 0 and deviation 1 in every task.
 
-    What is expected is linear in observation, its square and time, fitted to the task's own returns by ridge regression (Duan et al. 2016,
-    arXiv:1604.06778, suppl. 2); differences are discounted as Schulman et al. 2016, arXiv:1506.02438, eq. 16.
+    What is expected is linear in observation, its square and time, fitted to the task's own returns by ridge regression of strength `RIDGE`
+    (Duan et al. 2016, arXiv:1604.06778, suppl. 2); differences are discounted as Schulman et al. 2016, arXiv:1506.02438, eq. 16.
     """
     tasks, episodes, horizon = played.reward.shape
     alive = played.running.to(played.reward)
@@ -368,7 +369,7 @@ def advantage(played: Played, options: PolicyOptions) -> Tensor:
         ahead = reward[..., step] + options.discount * ahead
         to_go[..., step] = ahead
     flat, wanted = x.flatten(1, 2).double(), to_go.flatten(1, 2).double().unsqueeze(-1)
-    gram = flat.transpose(1, 2) @ flat + 1e-5 * torch.eye(x.shape[-1], dtype=torch.float64)
+    gram = flat.transpose(1, 2) @ flat + RIDGE * torch.eye(x.shape[-1], dtype=torch.float64)
     expected = (flat @ torch.linalg.solve(gram, flat.transpose(1, 2) @ wanted)).view_as(reward).to(reward)
     after = F.pad(expected[..., 1:], (0, 1))
     surprise = (reward + options.discount * after - expected) * alive

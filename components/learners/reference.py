@@ -69,7 +69,7 @@ class WithoutSupport(Learner):
 
 
 class Told(WithoutSupport):
-    """A policy that is told its environment's hidden parameters: a bound, not a contender."""
+    """A policy that is told its environment's hidden parameters: no contender, and a bound only where it has learned to use them."""
 
     def adapt_features(self, support: Examples) -> Adapted:
         known: Adapted = self.policy.knowing(support.x[:, 0, :-1])  # type: ignore[operator]
