@@ -61,13 +61,17 @@ class AugmentSection:
 
 @dataclass
 class DomainSection:
-    """A problem family: where its items come from, what its tasks ask for, how its classes are split."""
+    """A problem family: where its items come from, what its tasks ask for, how its classes are split.
+
+    `order_weight`: how much the order of a task's values counts in training, beside their squared errors.
+    """
 
     name: str
     objective: Literal["cross_entropy", "squared_error", "ranking", "return"]
     source: dict[str, Any]  # typed by components/domains/options.py
     splits: SplitsSection
     augment: AugmentSection
+    order_weight: float = 0.0
 
 
 @dataclass
@@ -202,6 +206,9 @@ class Config:
 
     def __post_init__(self) -> None:
         one = [s for s in self.evaluation.settings if way_shot(s)[0] == 1] + (["tasks.way"] if self.tasks.way == 1 else [])
+        own = self.domain
+        told = f"domain.order_weight must be at least 0, and 0 where objective {own.objective} is no squared error, got {own.order_weight}. Use 0."
+        require(own.order_weight == 0 or (own.objective == "squared_error" and own.order_weight > 0), told)
         if self.domain.objective == "cross_entropy":
             require(not self.evaluation.scores, f"evaluation.scores are of tasks that have values, got {self.evaluation.scores}. Use evaluation.scores=[].")
             require(not one, f"tasks of classes need at least 2 ways, got 1 in {', '.join(one)}. A task needs two classes to tell apart.")

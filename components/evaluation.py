@@ -87,7 +87,8 @@ def score(learner: Learner, validation: Validation, tasks: int | None = None, si
         if objective.name != "cross_entropy":
             outputs, y = outputs.double() - validation.lowest, task.query.y - validation.lowest
             for name, own in found.items():
-                own.append((MEASURES[name] if name in more else objective.score)(outputs, y).numpy())
+                unit = validation.unit if name.startswith("ndcg") else 1.0
+                own.append((MEASURES[name] if name in more else objective.score)(outputs / unit, y / unit).numpy())
             continue
         confidence, choice = outputs.softmax(-1).max(-1)
         hit = (choice == task.query.y).double()

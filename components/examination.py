@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from components import challenge
+from components import challenge, linear
 from components.contracts import EvaluationSection
 from components.domains.pool import Pool, open_pool
 from components.domains.seen import view
@@ -17,57 +16,29 @@ from components.draws import seed_of
 from components.evaluation import evaluate
 from components.inputs import way_shot
 from components.learners import store
-from components.learners.closed_form import ridge_head, with_one
 from components.learners.fused import join
 from components.learners.learner import Learner, learner_size
-from components.learners.reference import Linear, Nearest, Scratch, Told, Unadapted, WithoutSupport
+from components.learners.reference import Nearest, Scratch, Told, Unadapted, WithoutSupport
 from components.learning import BackboneSection
 from components.networks import build_backbone
-from components.objectives import Objective
-from components.scores import SCORES
+from components.tasks import TaskBatch
 from components.tasksets import TaskSpec, batch, draw
 
-RIDGES = np.logspace(-1, 3, 17)  # strengths among which validation tasks choose for a linear reference
-UNMOVED = 1e12  # so strong a pull that no task moves anything
-TUNING = 500  # validation tasks a setting for that choice
+TUNING = 500  # validation tasks a setting by which linear references are tuned
 
 
-def linear_references(pool: Pool, section: EvaluationSection, tasks: int, seed: int, objective: Objective) -> dict[str, Learner]:
-    """Fit linear models to all training items, and choose by validation tasks how far a task may move the full one, or its constant alone.
-
-    What chooses is the objective's own score, in which they are compared.
-
-    `mean` is one constant for all tasks, `popularity` a line through how much items are asked for; no task moves these two.
-    """
+def tuning_tasks(pool: Pool, section: EvaluationSection, seed: int) -> list[TaskBatch]:
+    """Return validation tasks of each final setting."""
     assert pool.targets is not None
-    items = pool.items(pool.split("train"))
-    x, y = (torch.from_numpy(np.ascontiguousarray(a[items])).double() for a in (pool.inputs, pool.targets))
-    x = with_one(x)
-    constant = x.shape[1] - 1
-
-    def fit(columns: list[int]) -> Tensor:
-        """Return the head [D + 1, 1] of the model that reads some columns."""
-        head = x.new_zeros(x.shape[1], 1)
-        head[columns] = ridge_head(x[None, :, columns], y[None, :, None], torch.tensor(1.0).double())[0]
-        return head.float()
-
-    head = fit(list(range(x.shape[1])))
     own = pool.items(pool.split("val"))
     inputs, targets = (torch.from_numpy(np.ascontiguousarray(a[own])) for a in (pool.inputs, pool.targets))
     asked = []
     for setting in section.settings:
         way, shot = way_shot(setting)
-        table = draw(TaskSpec(f"references-{setting}", "val", way, shot, section.query, section.within, tasks), pool, seed)
+        table = draw(TaskSpec(f"references-{setting}", "val", way, shot, section.query, section.within, TUNING), pool, seed)
         table = replace(table, support=np.searchsorted(own, table.support), query=np.searchsorted(own, table.query))
-        asked.append(batch(table, np.arange(tasks), inputs, targets))
-    found: dict[str, Learner] = {"mean": Linear(fit([constant]), UNMOVED, True)}
-    if pool.popularity is not None:
-        found["popularity"] = Linear(fit([pool.popularity, constant]), UNMOVED, True)
-    for name, constant_alone in (("linear-constant", True), ("linear", False)):
-        options = [Linear(head, float(ridge), constant_alone) for ridge in RIDGES]
-        reached = [sum(objective.score(one(task).double(), task.query.y).mean().item() for task in asked) for one in options]
-        found[name] = options[int(np.argmax(SCORES[objective.score_name].sign * np.array(reached)))]
-    return found
+        asked.append(batch(table, np.arange(TUNING), inputs, targets))
+    return asked
 
 
 def examine(
@@ -110,7 +81,7 @@ def examine(
             network = build_backbone(backbone, opened.input_shape)
         learners = {
             nearest: Nearest(),
-            **(linear_references(opened, section, TUNING, seed, loaded["base"].objective) if opened.targets is not None else {}),
+            **(linear.references(opened, tuning_tasks(opened, section, seed), loaded["base"].objective) if opened.targets is not None else {}),
             "scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr),
             "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
             **loaded,

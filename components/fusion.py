@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from components import mixing
+from components import linear, mixing
 from components.contracts import AugmentSection
 from components.domains.pool import Pool
 from components.inputs import InputError, require
@@ -61,6 +61,15 @@ class Members:
         parts = ([getattr(self, name)[i] for i in kept] for name in ("learners", "specs", "starts"))
         own = Members(tuple(self.paths[i] for i in kept), *parts)
         return own, [weights[i] / total for i in kept]
+
+
+def linear_member(beside: str, pool: Pool, tasksets: str, folder: Path) -> str:
+    """Write the linear model of the inputs, about what the learner `beside` is about; return its folder."""
+    validation = Validation(pool, tasksets)
+    with torch.no_grad():
+        learner, spec = linear.member(pool, validation.task_batches(validation.items))
+    store.save(learner, spec, folder, store.about(beside) | {"objective": "linear", "start": None}, pool.path)
+    return str(folder)
 
 
 def learn_weights(members: Members, validation: Validation) -> list[float]:

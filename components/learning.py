@@ -204,14 +204,15 @@ class StudentSection:
 class FusionSection:
     """How students become one learner.
 
-    `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base. `views` is the fused
+    `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base, and where tasks have values a
+    linear model of the inputs (linear.py), which errs elsewhere than networks do. `views` is the fused
     learner's, as a learner's own. `fit` is the training of mode `joint`, `lessons` that of `taught`; without steps `auto` leaves them out.
     `again`: the training of one more student, which goes on from the best by the students' recipe, taught by the fused learner; 0 steps for none.
     """
 
     mode: Literal["auto", "average", "weights", "greedy", "conditioned", "concat", "whitened", "joint", "taught", "soup"]
     adapt: Literal["members", "joint"]
-    members: list[Literal["students", "teacher", "base"]]
+    members: list[Literal["students", "teacher", "base", "linear"]]
     views: int
     fit: FitSection
     lessons: FitSection
@@ -221,7 +222,7 @@ class FusionSection:
     def __post_init__(self) -> None:
         positive(**{"fusion.tasks_per_step": self.tasks_per_step, "fusion.views": self.views})
         once = len(set(self.members)) == len(self.members) > 0
-        require(once, f"fusion.members takes students, teacher and base, each at most once, got {self.members}. Use fusion.members=[students].")
+        require(once, f"fusion.members takes students, teacher, base and linear, each at most once, got {self.members}. Use fusion.members=[students].")
         steps = {"joint": "fusion.fit.steps", "taught": "fusion.lessons.steps"}.get(self.mode)
         require(not steps or bool(self.fits()), f"fusion.mode={self.mode} trains the members, got {steps}=0. Set it, or use fusion.mode=average.")
 

@@ -17,7 +17,7 @@ class Objective:
     """`loss` and `score` map outputs [T, Q, out] and targets [T, Q] to one number a task [T]; `sign` is +1 where more of the score is better.
 
     `slope` is the loss's gradient by the outputs [T, Q, out], `bend` its Hessian times a direction [T, Q, out]; None where autograd
-    is to find them.
+    is to find them. `order_weight`: how much of `order_loss` training adds to the loss, values in multiples of `unit`.
     """
 
     name: str
@@ -26,6 +26,8 @@ class Objective:
     score: Measure
     slope: Measure | None = None
     bend: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    order_weight: float = 0.0
+    unit: float = 1.0
 
     @property
     def sign(self) -> int:
@@ -37,8 +39,11 @@ class Objective:
 
     def loss_and_metrics(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the mean loss over tasks and the metrics to log."""
-        loss = self.loss(outputs, targets).mean()
-        return loss, {"loss": loss.detach(), self.score_name: self.score(outputs.detach(), targets).mean()}
+        loss, metrics = self.loss(outputs, targets).mean(), {self.score_name: self.score(outputs.detach(), targets).mean()}
+        if self.order_weight:
+            order = order_loss(outputs / self.unit, targets / self.unit).mean()
+            loss, metrics["order_loss"] = loss + self.order_weight * order, order.detach()
+        return loss, {"loss": loss.detach(), **metrics}
 
 
 def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -85,6 +90,22 @@ def _pairwise_accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     gap, better = _pairs(outputs, targets)
     right, pairs = (gap > 0).float() + 0.5 * (gap == 0).float(), better.sum((1, 2))
     return torch.where(pairs > 0, (right * better).sum((1, 2)) / pairs.clamp_min(1), 0.5)  # where all are equal, any order is as good
+
+
+def order_loss(outputs: Tensor, targets: Tensor, sharpness: float = 2.0, depth: int = 5) -> Tensor:
+    """Return how much is lost in each task [T] for items in the wrong order, outputs [T, Q, 1], targets [T, Q].
+
+    LambdaRank (Burges 2010, MSR-TR-2010-82, sec. 4): RankNet's loss of each pair, weighed by what nDCG would change if the two changed places, which is
+    held constant. Gains 2^y - 1 are of values from the task's lowest on, the ideal gain that of the best `depth`.
+    """
+    gap, better = _pairs(outputs, targets)
+    most, least = targets.amax(1, keepdim=True), targets.amin(1, keepdim=True)
+    gain = torch.exp2(targets - most) - torch.exp2(least - most)  # in units of the best one's, which cancel
+    place = outputs.detach().squeeze(-1).argsort(1, descending=True).argsort(1)
+    discount, ideal = 1 / torch.log2(place + 2.0), 1 / torch.log2(torch.arange(2.0, 2.0 + min(depth, targets.shape[1]), device=targets.device))
+    best = (gain.sort(1, descending=True).values[:, :depth] * ideal).sum(1)
+    changed = (gain.unsqueeze(2) - gain.unsqueeze(1)).abs() * (discount.unsqueeze(2) - discount.unsqueeze(1)).abs()
+    return (F.softplus(-sharpness * gap) * better * changed).sum((1, 2)) / best.clamp_min(1e-12)
 
 
 OBJECTIVES = {

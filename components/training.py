@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -310,8 +310,11 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
     pool = open_pool(job.pool)
     learner, spec = _learner_for(job, pool)
     began = store.digest(learner)
+    validation, augment = Validation(pool, job.tasksets), job.domain.augment
+    if job.domain.order_weight:
+        for one in (learner, *getattr(learner, "members", [])):
+            one.objective = replace(one.objective, order_weight=job.domain.order_weight, unit=validation.unit)
     goal = _goal(job, learner, pool)
-    augment = job.domain.augment
     batches: ItemBatches | TaskBatches
     if job.objective == "base" and isinstance(learner, Policy):
         assert job.base is not None
@@ -326,7 +329,6 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
             batches = TaskBatches(pool, table, job.tasks_per_step, seed, augment, job.turns)
         else:
             batches = LessonBatches(pool, table, job.tasks_per_step, seed, augment, job.recipe, job.turns)
-    validation = Validation(pool, job.tasksets)
     state = Path(job.state)
     state.mkdir(parents=True, exist_ok=True)
     epochs = Epochs(batches, job.fit.epoch_steps, rank, world, job.trainer.accumulate)

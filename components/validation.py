@@ -25,6 +25,8 @@ class Validation:
         place[used] = np.arange(len(used), dtype=np.int32)
         self.targets = None if pool.targets is None else torch.from_numpy(np.ascontiguousarray(pool.targets[used]))
         self.lowest = 0.0 if pool.targets is None else float(pool.targets.min())
+        spread = 0.0 if pool.targets is None else float(pool.targets.max()) - self.lowest
+        self.unit = max(1.0, spread / 5)  # of values, with each of which gains of an order double: percents are read as five stars
         self.compact = TaskTable(self.table.classes, place[self.table.support], place[self.table.query], self.table.group)
 
     def with_shots(self, more: int) -> "Validation":

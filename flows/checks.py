@@ -190,22 +190,26 @@ def _check_recipes(config: Config) -> None:
 
 def _check_fusion(config: Config) -> None:
     own, mode = config.fusion, config.fusion.mode
-    names = {"students": config.student.learner.name, "teacher": config.learner.name, "base": "base"}
-    classes = config.domain.objective == "cross_entropy"
+    every = {"students": config.student.learner.name, "teacher": config.learner.name, "base": "base"}
+    names = {kind: every[kind] for kind in own.members if kind != "linear"}
+    classes, values = config.domain.objective == "cross_entropy", config.domain.objective == "squared_error"
+    told = f"fusion.members=linear is a model of values, got objective {config.domain.objective}. Leave it out."
+    require(values or len(names) == len(own.members), told)
+    require(len(names) > 0, f"fusion.members takes a learner beside linear, got {own.members}. Use fusion.members=[students,linear].")
     if own.adapt == "joint":
-        inner = {family(names[kind]).inner for kind in own.members}
+        inner = {family(name).inner for name in names.values()} | ({False} if len(names) < len(own.members) else set())
         told = "fusion.adapt=joint takes steps on all members as one"
         require(len(inner) == 1, f"{told}, got members that take steps and others that do not. Use fusion.adapt=members.")
         fits = mode != "conditioned" and config.domain.objective != "return"
         require(fits, f"{told}, which mode {mode} in domain {config.domain.name} does not have. Use fusion.adapt=members.")
     options = {"students": config.student.learner.options, "teacher": config.learner.options}
     curved = [kind for kind, of in options.items() if of.get("distance", "cosine") != "cosine"]  # by other distances than the one that joins them
-    odd = [names[kind] for kind in own.members if not family(names[kind]).centroids or not classes or kind in curved]
+    odd = [name for kind, name in names.items() if not family(name).centroids or not classes or kind in curved]
     require(
         mode not in ("concat", "whitened") or not odd,
         f"fusion.mode={mode} needs members with a shared encoder and one mean a class, got {', '.join(odd)}. Use fusion.mode=weights.",
     )
-    encode = all(family(names[kind]).encodes for kind in own.members)
+    encode = all(family(name).encodes for name in names.values())
     for where, asked in (("lessons", "taught" in own.fits()), ("again", own.again.steps > 0)):
         fits = not asked or encode or not _asks_features(config)
         require(fits, f"fusion.{where} is taught with what not all members have: {FEATURES}. Set fusion.{where}.steps=0.")

@@ -74,7 +74,8 @@ def _members(line: Pipeline, models: dict[str, StageRef]) -> Drawn:
 
     spec = json.loads((Path(models["fused"].path) / "learner.json").read_text())["spec"]
     spec = spec.get("member", spec)
-    named = [name for kind in line.config.fusion.members for name in ([n for n in models if n.startswith("student-")] if kind == "students" else [kind])]
+    order = sorted(line.config.fusion.members, key=lambda kind: kind == "linear")  # which comes last
+    named = [name for kind in order for name in ([n for n in models if n.startswith("student-")] if kind == "students" else [kind])]
     if spec["name"] == "fused" and len(named) == len(spec["weights"]):
         title = f"{line.config.registry.model}, seed {line.config.seed}: weights of the fused learner ({spec['combine']})"
         yield "fusion-weights", score_figures.weights(named, spec["weights"], title)

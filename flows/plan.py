@@ -56,7 +56,8 @@ class _Drawing:
         self.common = {"objective": config.domain.objective, "seed": config.seed, "precision": config.trainer.precision, "augment": augment}
         accumulate = config.trainer.accumulate  # statistics of a batch are those of its parts
         self.common |= {"accumulate": accumulate} if accumulate > 1 else {}
-        self.turned = {"turns": config.tasks.turns} if config.tasks.turns > 1 else {}
+        self.made: dict[str, float] = {"turns": config.tasks.turns} if config.tasks.turns > 1 else {}  # what training makes of a task
+        self.made |= {"order_weight": config.domain.order_weight} if config.domain.order_weight else {}
         self.theta = f"components.learners.{BASES[config.domain.objective][0]}"
         self.backbone = narrow(config.backbone, BackboneSection)
         self.families = (_family(config.learner.name), _family(config.student.learner.name))
@@ -88,7 +89,7 @@ class _Drawing:
             assert self.outside.start is not None
             start = {"start": self.outside.start[1]}
         section = {name: value for name, value in to_plain(config.learner).items() if name != "checkpoint_inner"}  # where memory goes, not what comes out
-        section = {"learner": section, **architecture, **self.turned, **self.common}
+        section = {"learner": section, **architecture, **self.made, **self.common}
         self.add("teacher", "teacher", section, self.learned() | start, TRAINING, self.families[0])
 
     def _student(self, index: int, fit: FitSection, **more: Any) -> dict[str, Any]:
@@ -96,7 +97,7 @@ class _Drawing:
         kept = {name: value for name, value in to_plain(self.config.student).items() if name in ("pool", "head", "same_start", "recipe")}
         learner = {name: value for name, value in to_plain(self.config.student.learner).items() if name not in ("fit", "checkpoint_inner")}
         kept |= {"learner": learner, "fit": fit}
-        return kept | self.turned | self.common | {"backbone": narrow(self.config.student.backbone(index, self.backbone), BackboneSection)} | more
+        return kept | self.made | self.common | {"backbone": narrow(self.config.student.backbone(index, self.backbone), BackboneSection)} | more
 
     def recipes(self) -> dict[str, str]:
         """Return the trials of competing recipes, which decide by what recipe students learn."""
@@ -123,7 +124,7 @@ class _Drawing:
         if students:
             fits = self.config.fusion.fits()
             unread = {"again", *(name for name, mode in (("fit", "joint"), ("lessons", "taught")) if mode not in fits)}
-            section = {"fusion": {k: v for k, v in to_plain(self.config.fusion).items() if k not in unread}, **self.turned, **self.common}
+            section = {"fusion": {k: v for k, v in to_plain(self.config.fusion).items() if k not in unread}, **self.made, **self.common}
             upstream = self.learned() | self.of(*fused_of(self.config, students))
             if "taught" in self.config.fusion.fits():
                 section, upstream = section | {"recipe": self.config.student.recipe}, upstream | self.taught() | self.recipes()
@@ -147,8 +148,8 @@ class _Drawing:
 
 
 def fused_of(config: Config, students: list[str]) -> list[str]:
-    """Return the names of the stages whose learners are fused."""
-    return [name for kind in config.fusion.members for name in (students if kind == "students" else [kind])]
+    """Return the names of the stages whose learners are fused; a linear member is fitted where they are."""
+    return [name for kind in config.fusion.members if kind != "linear" for name in (students if kind == "students" else [kind])]
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def retrain(
             made = {"base": base, "teacher": teacher}
             teachers = [made[name].path if name in made else outside.teachers[name][0] for name in config.student.teachers()]
             students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
-            joined = [ref for kind in config.fusion.members for ref in (students if kind == "students" else [made[kind]])]
+            joined = [ref for kind in config.fusion.members if kind != "linear" for ref in (students if kind == "students" else [made[kind]])]
             fused = [done(stages.fuse, "fused", tasksets, joined, teachers, recipe)] if students else []
             best = stages.best_by_validation(students, OBJECTIVE_SCORES[config.domain.objective])
             if best and config.fusion.again.steps:

@@ -169,6 +169,8 @@ def fuse(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, members
         from components.domains.pool import open_pool
 
         own, opened, section = [s.path for s in members], open_pool(pool.path), config.fusion
+        if "linear" in section.members:
+            own.append(fusion.linear_member(own[0], opened, tasksets.path, slot.partial / "linear"))
         weights, trained = fusion.weigh(own, opened, tasksets.path), {}
         lessons = {"weights": (1 / len(own),) * len(own), "teachers": tuple(teachers), "recipe": config.student.named(recipe)}
         for mode, fit in section.fits().items():

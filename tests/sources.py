@@ -73,7 +73,13 @@ def ratings_file(folder: Path, users: int = 12, each: int = 9, seed: int = 0) ->
 
 
 def ratings(workspace: Workspace, folder: Path) -> list[str]:
-    asked = ["experiment=ratings", f"domain.source.file={ratings_file(folder, users=120, each=14)}", "domain.source.min_ratings=14", "domain.source.factors=2"]
+    asked = [
+        "experiment=ratings",
+        f"domain.source.file={ratings_file(folder, users=120, each=14)}",
+        "domain.source.min_ratings=14",
+        "domain.source.factors=2",
+        "domain.source.co_factors=2",
+    ]
     asked += ["tasks.shot=8", "tasks.query=4", "evaluation.query=4", "evaluation.settings=[1w2s,1w8s]"]
     return [*asked, *fits(200), "evaluation.tasks=60"]
 
@@ -91,7 +97,13 @@ def touches_file(folder: Path, users: int = 12, each: int = 6, items: int = 30, 
 
 
 def clicks(workspace: Workspace, folder: Path) -> list[str]:
-    asked = ["experiment=clicks", f"domain.source.file={touches_file(folder, users=120, each=8)}", "domain.source.min_ratings=8", "domain.source.factors=2"]
+    asked = [
+        "experiment=clicks",
+        f"domain.source.file={touches_file(folder, users=120, each=8)}",
+        "domain.source.min_ratings=8",
+        "domain.source.factors=2",
+        "domain.source.co_factors=2",
+    ]
     asked += ["tasks.shot=8", "tasks.query=6", "evaluation.query=6", "evaluation.settings=[1w4s,1w8s]", "evaluation.tasks=60"]
     return [*asked, *fits(60)]
 

@@ -23,7 +23,7 @@ from flows.config import load
 from flows.versions import source_digest
 
 SPLITS = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.3, "val": 0.1, "gate": 0.1})
-OPTIONS = replace(RatingsOptions(**load(["experiment=ratings"]).domain.source), min_ratings=4, factors=2)
+OPTIONS = replace(RatingsOptions(**load(["experiment=ratings"]).domain.source), min_ratings=4, factors=2, co_factors=2)
 COLD = {"new_items": 0.3, "cells": 2}
 
 
@@ -114,7 +114,7 @@ def test_without_new_items_the_data_are_the_version_that_they_were() -> None:
     domain = load(["experiment=ratings"]).domain
     older = {name: value for name, value in domain.source.items() if name not in RatingsOptions.younger}
     splits = {name: value for name, value in to_plain(domain.splits).items() if value is not None}
-    assert source_digest(domain) == fingerprint({"name": "ratings", "source": older, "splits": splits})
+    assert source_digest(domain) == fingerprint({"name": "ratings", "source": older | {"reading": RatingsOptions.reading}, "splits": splits})
     assert source_digest(replace(domain, source=domain.source | COLD)) != source_digest(domain)
     large = {name: domain.source | {"release": name} for name in ("ml-100k", "ml-1m")}
     plain = [fingerprint({"name": "ratings", "source": older | {"release": name}, "splits": splits}) for name in large]

@@ -24,11 +24,11 @@ from components.inputs import InputError
 from components.splits import split_of
 from flows.config import load
 
-CLICKS = RatingsOptions(**load(["experiment=clicks"]).domain.source)
+CLICKS = replace(RatingsOptions(**load(["experiment=clicks"]).domain.source), co_factors=2)
 SPLITS = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.5})
 
 
-def test_beside_each_touched_item_stand_others_that_the_user_never_touched(tmp_path: Path) -> None:
+def test_beside_each_touched_item_stand_others_that_the_user_had_not_touched_by_then(tmp_path: Path) -> None:
     path = touches(tmp_path)
     told = pyarrow.csv.read_csv(path).sort_by([("user", "ascending"), ("time", "ascending")]).to_pandas()
     again = told.assign(time=told.time + 100)  # everything is touched once more, later
@@ -39,8 +39,9 @@ def test_beside_each_touched_item_stand_others_that_the_user_never_touched(tmp_p
     by_user = np.array(source.item_notes).reshape(12, 6, 3)
     assert by_user[:, :, 0].ravel().tolist() == told["item"].tolist()
     for user, items in zip(source.classes, by_user, strict=True):
-        assert len(set(items.ravel())) == 18, "no item twice"
-        assert not set(items[:, 1:].ravel()) & set(told[told.user == user.name]["item"])
+        assert len(set(items[:, 1:].ravel())) == 12, "no item twice"
+        own = told[told.user == user.name]["item"].tolist()
+        assert not any(set(items[i, 1:]) & set(own[: i + 1]) for i in range(6))
     others = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=2, negatives=2, seed=1))
     assert (np.array(others.item_notes).reshape(12, 6, 3)[:, :, 0] == by_user[:, :, 0]).all() and others.item_notes != source.item_notes
 
@@ -48,16 +49,27 @@ def test_beside_each_touched_item_stand_others_that_the_user_never_touched(tmp_p
 def test_what_is_drawn_is_a_function_of_seed_user_and_position(tmp_path: Path) -> None:
     touched = np.array([4, 9, 2, 7])
     drawn = untouched(touched, 50, 3, 5, "ann")
-    free = [i for i in range(50) if i not in touched]
-    order = sorted(free, key=lambda i: int(bits(key_of("untouched", 5, "ann"), np.array([i]))[0]))
-    assert drawn.tolist() == np.array(order[:12]).reshape(4, 3).tolist()
-    assert untouched(touched[::-1], 50, 3, 5, "ann").tolist() == drawn.tolist()
+    order = sorted(range(50), key=lambda i: int(bits(key_of("untouched", 5, "ann"), np.array([i]))[0]))
+    for i in range(4):
+        free = [item for item in order if item not in touched[: i + 1]]
+        assert drawn[i].tolist() == free[:3], "the first three in the drawn order"
+        order = free[3:]
     assert untouched(touched, 50, 3, 5, "bob").tolist() != drawn.tolist()
-    often = np.bincount(np.concatenate([untouched(touched, 20, 2, 0, str(user)).ravel() for user in range(4000)]), minlength=20)
-    assert (often[touched] == 0).all() and often.sum() == 32_000
-    assert np.abs(np.delete(often, touched) / 2000 - 1).max() < 0.1, "each of the 16 others as often"
-    with pytest.raises(InputError, match="need 12 of them, but only 11 of 15 items are left"):
+    often = np.stack([untouched(touched, 20, 2, 0, str(user)) for user in range(4000)])
+    for i in range(4):
+        count = np.bincount(often[:, i].ravel(), minlength=20)
+        assert (count[touched[: i + 1]] == 0).all() and (count[touched[i + 1 :]] > 0).all(), "what is touched later is not left out"
+    count = np.bincount(often.ravel(), minlength=20)
+    assert np.abs(np.delete(count, touched) / np.delete(count, touched).mean() - 1).max() < 0.1, "each of the 16 others as often"
+    with pytest.raises(InputError, match="need 16 items, but there are 15"):
         untouched(touched, 15, 3, 0, "ann")
+
+
+def test_examples_tell_nothing_of_what_is_touched_after_them() -> None:
+    known = np.arange(20)
+    for later in (np.arange(20, 60), np.arange(60, 100)):
+        whole = untouched(np.concatenate([known, later]), 200, 1, 0, "ann")
+        assert whole[:20].tolist() == untouched(known, 200, 1, 0, "ann").tolist()
 
 
 def test_users_who_touched_nearly_all_are_left_out_and_popularity_counts_touches_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,7 +77,7 @@ def test_users_who_touched_nearly_all_are_left_out_and_popularity_counts_touches
     table = pyarrow.csv.read_csv(path)
     greedy = pa.table({"user": ["u999"] * 16, "item": [f"page {i}" for i in range(16)], "time": list(range(16))})
     pyarrow.csv.write_csv(pa.concat_tables([table, greedy]), path)
-    source = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=0))
+    source = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=0, co_factors=0))
     assert [c.name for c in source.classes] == [f"u{i:03}" for i in range(12)] and "1 users left out" in capsys.readouterr().err
     write_pool(source, SPLITS, "clicks", "x" * 64, tmp_path / "pool")
     pool = open_pool(tmp_path / "pool")

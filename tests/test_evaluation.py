@@ -1,5 +1,8 @@
 """Statistics against known answers: intervals, calibration, pairing."""
 
+import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from components.evaluation import BINS, Scores, class_ids, evaluate, interval, o
 from components.inputs import InputError
 from components.learners import store
 from components.learners.reference import Linear, Nearest
-from components.objectives import MEASURES
+from components.objectives import MEASURES, OBJECTIVES, order_loss
 from components.tasks import Examples
 from components.tasksets import TaskSpec, batch, read_table, write_tasksets
 from components.validation import Validation, calibrate, encode_items, validate
@@ -189,6 +192,29 @@ def test_further_scores_of_values_equal_those_of_scikit_learn() -> None:
     assert MEASURES["mae"](*args).numpy() == pytest.approx([metrics.mean_absolute_error(*pair) for pair in zip(stars, told, strict=True)])
     assert MEASURES["rmse"](*args).numpy() == pytest.approx([metrics.root_mean_squared_error(*pair) for pair in zip(stars, told, strict=True)])
     assert MEASURES["ndcg_3"](torch.zeros(1, 4, 1), torch.zeros(1, 4)).item() == 1  # nothing to gain
+
+
+def test_the_loss_of_an_order_weighs_pairs_by_what_ndcg_would_change() -> None:
+    random = np.random.default_rng(8)
+    told, wanted = random.normal(size=(3, 7)), random.integers(0, 10, size=(3, 7)) / 2
+    expected = []
+    for outputs, y in zip(told, wanted, strict=True):
+        gain, place = 2 ** (y - y.min()) - 1, np.argsort(np.argsort(-outputs))
+        ideal = sum(g / math.log2(2 + i) for i, g in enumerate(sorted(gain, reverse=True)[:5]))
+        expected.append(0.0)
+        for i, j in itertools.permutations(range(7), 2):
+            if y[i] > y[j]:
+                changed = abs(gain[i] - gain[j]) * abs(1 / math.log2(2 + place[i]) - 1 / math.log2(2 + place[j])) / ideal
+                expected[-1] += changed * math.log1p(math.exp(-2 * (outputs[i] - outputs[j])))
+    outputs, targets = torch.tensor(told)[..., None], torch.tensor(wanted)
+    assert order_loss(outputs, targets).numpy() == pytest.approx(expected)
+    plain = OBJECTIVES["squared_error"]
+    ordered = replace(plain, order_weight=3.0, unit=2.0)
+    loss, logged = ordered.loss_and_metrics(outputs, targets)
+    order = order_loss(outputs / 2, targets / 2).mean()
+    assert loss.item() == pytest.approx((plain.loss(outputs, targets).mean() + 3 * order).item()) and logged["order_loss"].item() == pytest.approx(order.item())
+    assert torch.equal(ordered.loss(outputs, targets), plain.loss(outputs, targets)), "what chooses and what is reported stays the squared error"
+    assert not order_loss(outputs, torch.ones(3, 7)).any(), "where all are equal, any order is as good"
 
 
 def test_gains_of_any_size_have_an_ndcg() -> None:

@@ -1,7 +1,6 @@
 """Ratings: time decides what is known, items are described by training users alone, altered archives are refused; and adaptation helps."""
 
 import tracemalloc
-import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,17 +24,14 @@ from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
 from components.domains.seen import seen_by
 from components.domains.shelf import Shelf
-from components.examination import RIDGES, linear_references
 from components.inputs import InputError
 from components.learners import store
-from components.learners.reference import Linear
-from components.objectives import OBJECTIVES
 from components.splits import split_of
 from components.tasks import Examples
-from components.tasksets import TaskSpec, batch, draw
+from components.tasksets import TaskSpec, draw
 from flows.config import load
 
-OPTIONS = RatingsOptions(**load(["experiment=ratings"]).domain.source)
+OPTIONS = replace(RatingsOptions(**load(["experiment=ratings"]).domain.source), co_factors=2)
 SPLITS = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.5})
 THREE = SplitsSection(train=None, val=[], gate=[], test=[], shares={"test": 0.3, "val": 0.3})
 
@@ -79,41 +75,11 @@ def test_what_test_users_say_describes_no_item(tmp_path: Path) -> None:
     assert np.array_equal(*inputs)
 
 
-def test_the_linear_references_read_a_pool_as_it_lies_on_disk(tmp_path: Path) -> None:
-    write_pool(ratings.build(replace(OPTIONS, file=str(own(tmp_path, users=40)), min_ratings=5, factors=2)), THREE, "ratings", "x" * 64, tmp_path / "pool")
-    pool = open_pool(tmp_path / "pool")
-    section = replace(load(["experiment=ratings"]).evaluation, settings=["1w3s"], query=4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # such as torch's of read-only memory
-        found = linear_references(pool, section, 20, 0, OBJECTIVES["squared_error"])
-    train = np.asarray(pool.targets)[pool.items(pool.split("train"))]
-    mean = found["mean"].predict(
-        found["mean"].adapt(Examples(torch.ones(1, 3, pool.inputs.shape[1]), torch.ones(1, 3), 1)), torch.zeros(1, 2, pool.inputs.shape[1])
-    )
-    assert mean.flatten().numpy() == pytest.approx(train.sum() / (len(train) + 1), abs=1e-6)
-
-
-def test_the_strength_of_a_linear_reference_is_the_best_by_the_objectives_own_score(tmp_path: Path) -> None:
-    write_pool(ratings.build(replace(OPTIONS, file=str(own(tmp_path, users=40)), min_ratings=5, factors=2)), THREE, "ratings", "x" * 64, tmp_path / "pool")
-    pool = open_pool(tmp_path / "pool")
-    section = replace(load(["experiment=ratings"]).evaluation, settings=["1w3s"], query=4)
-    items, table = pool.items(pool.split("val")), draw(TaskSpec("references-1w3s", "val", 1, 3, 4, section.within, 20), pool, 0)
-    task = batch(table, np.arange(20), torch.from_numpy(np.array(pool.inputs)), torch.from_numpy(np.array(pool.targets)))
-    assert set(np.unique(table.support)) <= set(items)
-    for name in ("ranking", "squared_error"):
-        found = linear_references(pool, section, 20, 0, OBJECTIVES[name])
-        for role, alone in (("linear", False), ("linear-constant", True)):
-            reached = [OBJECTIVES[name].score(Linear(found[role].head, float(r), alone)(task), task.query.y).mean().item() for r in RIDGES]
-            own_score = OBJECTIVES[name].score(found[role](task), task.query.y).mean().item()
-            assert own_score == pytest.approx(max(reached) if name == "ranking" else min(reached), abs=1e-6), (name, role)
-            assert min(reached) < max(reached) or (name, alone) == ("ranking", True), "a constant changes no order"
-
-
 def test_item_means_are_shrunk_and_factors_are_those_of_numpy(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     rows = np.stack([random.integers(0, 15, 80), random.integers(0, 10, 80), random.normal(size=80)], 1)
     rows = rows[np.unique(rows[:, 0] * 100 + rows[:, 1], return_index=True)[1]]
-    catalogue = ratings.Catalogue(3, 15, np.zeros((10, 0))).fitted(rows)
+    catalogue = ratings.Catalogue(3, 2, 15, np.zeros((10, 0))).fitted(rows)
     assert catalogue.vectors is not None and catalogue.fold is not None
     vectors = catalogue.vectors[0]
     user, item, value = rows[:, 0].astype(int), rows[:, 1].astype(int), rows[:, 2]
@@ -125,7 +91,10 @@ def test_item_means_are_shrunk_and_factors_are_those_of_numpy(tmp_path: Path) ->
     dense[user, item] = rest - of_user[user]
     _, size, directions = np.linalg.svd(dense)
     wanted = np.abs(directions[:3].T * size[:3]) / np.sqrt(len(value) / 10)
-    assert np.abs(vectors[:, 2:])[:, ::-1] == pytest.approx(wanted, abs=1e-3)
+    assert np.abs(vectors[:, 2:5])[:, ::-1] == pytest.approx(wanted, abs=1e-3)
+    dense[user, item] = 1
+    _, size, directions = np.linalg.svd(dense / np.sqrt(dense.sum(1, keepdims=True)) / np.sqrt(dense.sum(0) + 5))
+    assert np.abs(vectors[:, 5:])[:, ::-1] == pytest.approx(np.abs(directions[:2].T * size[:2]) * np.sqrt(10) / 4, abs=1e-3)
 
 
 def test_a_training_users_own_ratings_describe_no_item_to_them(tmp_path: Path) -> None:
@@ -133,7 +102,7 @@ def test_a_training_users_own_ratings_describe_no_item_to_them(tmp_path: Path) -
     rows = np.stack([np.repeat(np.arange(20), 8), np.concatenate([random.permutation(12)[:8] for _ in range(20)]), random.normal(size=160)], 1)
     other = rows.copy()
     other[rows[:, 0] == 3, 2] *= -1
-    before, after = (ratings.Catalogue(0, 20, np.zeros((12, 0))).fitted(r).read(r) for r in (rows, other))
+    before, after = (ratings.Catalogue(0, 0, 20, np.zeros((12, 0))).fitted(r).read(r) for r in (rows, other))
     own = rows[:, 0] == 3
     assert np.array_equal(before[own], after[own])
     assert not np.array_equal(before[~own], after[~own])

@@ -137,9 +137,9 @@ RELEASES = ("ml-latest-small", "ml-100k", "ml-1m")
 class RatingsOptions(OwnFiles):
     """Ratings of items by users: a MovieLens `release`, or a CSV or Parquet `file` with the columns `user`, `item`, `rating` and `time`.
 
-    Users with fewer than `min_ratings` are left out. An item is described by `factors` numbers of a factorisation of the training users'
-    ratings, beside its mean, its count, and genres and year where the release tells them. Where `rating` is null, a row says no more than
-    that the user touched the item, and after each stand `negatives` items that they never touched, drawn from `seed`.
+    Users with fewer than `min_ratings` are left out. An item is described by how training users rate it (`factors` numbers) and by who rates it
+    (`co_factors`), beside its mean, its count, and genres and year where the release tells them. Where `rating` is null, a row says no more than
+    that the user touched the item, and after each stand `negatives` items that they had not touched by then, drawn from `seed`.
 
     `about`: columns of the file with numbers that describe the user, the newest of each counts; releases tell theirs by themselves.
 
@@ -150,6 +150,7 @@ class RatingsOptions(OwnFiles):
     own: ClassVar[str] = "file"
     needed: ClassVar[bool] = False
     younger: ClassVar[tuple[str, ...]] = ("about", "new_items", "cells")
+    reading: ClassVar[int] = 3
     release: str
     file: str | None
     user: str
@@ -161,12 +162,13 @@ class RatingsOptions(OwnFiles):
     seed: int
     min_ratings: int
     factors: int
+    co_factors: int
     new_items: float
     cells: int
 
     @property
     def read(self) -> int | None:
-        return self.reading if self.given or self.release != "ml-latest-small" else None  # the other releases tell of their users
+        return self.reading
 
     def __post_init__(self) -> None:
         require(0 <= self.new_items < 1, f"domain.source.new_items must lie in [0, 1), got {self.new_items}. Use 0.2, or 0 for none.")
@@ -179,7 +181,8 @@ class RatingsOptions(OwnFiles):
         told = f"domain.source.about names columns of your own file, got {', '.join(self.about)} without one. Set domain.source.file."
         require(not self.about or self.file is not None, told)
         positive(**{"domain.source.min_ratings": self.min_ratings, "domain.source.negatives": self.negatives})
-        require(self.factors >= 0, f"domain.source.factors must be at least 0, got {self.factors}. Use 16, or 0 for none.")
+        for name in ("factors", "co_factors"):
+            require(getattr(self, name) >= 0, f"domain.source.{name} must be at least 0, got {getattr(self, name)}. Use 16, or 0 for none.")
 
 
 @dataclass

@@ -1,8 +1,8 @@
 """Ratings: each user is a class, what they rated are its items in the order of time, a task asks for the later ones from the first.
 
-An item is described by what training users said of it: its mean, shrunk towards that of all, its count, and factors of what is left once
-users' and items' means are taken off (Koren, Bell, Volinsky 2009, Computer 42(8)); and by genres and year where the release tells them. Beside
-an item stands what is told of the user: age, gender and occupation, or the columns of the user's own file.
+An item is described by what training users said of it: its mean, shrunk towards that of all, its count, factors of what is left once users' and
+items' means are taken off (Koren, Bell, Volinsky 2009, Computer 42(8)), and of who said it; and by genres and year where the release tells them.
+Beside an item stands what is told of the user: age, gender and occupation, or the columns of the user's own file.
 Where ratings have no values, touches.py draws what was not touched beside what was.
 """
 
@@ -169,10 +169,11 @@ class Catalogue:
 
     A training user's own ratings must not be in what describes the items to them, or training tasks are easier than any new user's
     (measured: squared error 0.64 on training users and 1.06 on validation users; in folds 0.77 and 1.04). So training users lie in folds,
-    and each fold reads vectors that the others' ratings made, turned towards those of all (Schoenemann 1966, Psychometrika 31(1)).
+    and each fold reads vectors that the others' ratings made, turned towards those of all.
     """
 
     factors: int
+    co_factors: int
     users: int
     sides: np.ndarray  # [items, S]
     items: list[str] = dataclasses.field(default_factory=list)
@@ -199,11 +200,11 @@ class Catalogue:
         return dataclasses.replace(self, vectors=np.round(np.stack(described), 3), fold=fold, about=about)
 
     def _describe(self, rows: np.ndarray, towards: np.ndarray | None = None) -> np.ndarray:
-        """Return every item's vector [items, D] from ratings [N, 3]; its factors are turned towards those of other vectors."""
-        from scipy.linalg import orthogonal_procrustes
-        from scipy.sparse import csr_array
-        from scipy.sparse.linalg import svds
+        """Return every item's vector [items, D] from ratings [N, 3]; its factors are turned towards those of other vectors.
 
+        `factors` are of how users rate, of what is left once users and items have their means; `co_factors` of who rates what: singular vectors of
+        the users' and items' graph, whose edges weigh less the more their ends have (Dhillon 2001, KDD, sec. 4; SHRINK keeps rare items small).
+        """
         user, item, value = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64), rows[:, 2]
         middle, items = value.mean(), len(self.sides)
 
@@ -211,16 +212,30 @@ class Catalogue:
             return np.bincount(places, left, count) / (np.bincount(places, minlength=count) + SHRINK)
 
         of_item = means(item, value - middle, items)
-        of_user = means(user, value - middle - of_item[item], self.users)
-        count = np.bincount(item, value if self.touches else None, items)
-        parts = [of_item[:, None], np.log1p(count)[:, None] / 5, self.sides]
-        if self.factors:
-            left = csr_array((value - middle - of_item[item] - of_user[user], (user, item)), shape=(self.users, items))
-            _, size, directions = svds(left, k=self.factors, v0=np.ones(min(left.shape)), solver="arpack")
-            found = directions.T * size / np.sqrt(len(value) / items)
-            found *= np.sign(found[np.abs(found).argmax(0), np.arange(self.factors)])
-            parts.append(found if towards is None else found @ orthogonal_procrustes(found, towards[:, -self.factors :])[0])
-        return np.concatenate(parts, 1)
+        left = value - middle - of_item[item]
+        left -= means(user, left, self.users)[user]
+        met = value > 0 if self.touches else np.ones(len(value), dtype=bool)
+        count, active = np.bincount(item[met], minlength=items), np.bincount(user[met], minlength=self.users)
+        edges = 1 / np.sqrt(active[user[met]] * (count[item[met]] + SHRINK))
+        how = self._factors(left, user, item, self.factors) / np.sqrt(len(value) / items)
+        who = self._factors(edges, user[met], item[met], self.co_factors) * np.sqrt(items) / 4
+        if towards is not None:
+            first = towards.shape[1] - self.factors - self.co_factors
+            how, who = _turned(how, towards[:, first : first + self.factors]), _turned(who, towards[:, first + self.factors :])
+        return np.concatenate([of_item[:, None], np.log1p(count)[:, None] / 5, self.sides, how, who], 1)
+
+    def _factors(self, value: np.ndarray, user: np.ndarray, item: np.ndarray, size: int) -> np.ndarray:
+        """Return the items' side [items, size] of the greatest singular vectors of values [N] of users and items, in units of their singular values."""
+        from scipy.sparse import csr_array
+        from scipy.sparse.linalg import svds
+
+        if not size:
+            return np.zeros((len(self.sides), 0))
+        table = csr_array((value, (user, item)), shape=(self.users, len(self.sides)))
+        _, sizes, directions = svds(table, k=size, v0=np.ones(min(table.shape)), solver="arpack")
+        found: np.ndarray = directions.T * sizes
+        found *= np.sign(found[np.abs(found).argmax(0), np.arange(size)])
+        return found
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return each row's item vector, and beside it what is known of the user, [N, D] float32."""
@@ -235,6 +250,14 @@ class Catalogue:
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         pq.write_table(pa.table({"item": self.items, "title": self.titles, "vector": column}), folder / KEPT, compression="zstd")
         return {"ratings": self.scale | ({"about": to_plain(self.about)} if self.about else {})}
+
+
+def _turned(factors: np.ndarray, towards: np.ndarray) -> np.ndarray:
+    """Return factors [N, K] turned and mirrored so as to lie nearest to others (Schoenemann 1966, Psychometrika 31(1))."""
+    from scipy.linalg import orthogonal_procrustes
+
+    found: np.ndarray = factors @ orthogonal_procrustes(factors, towards)[0] if factors.shape[1] else factors
+    return found
 
 
 def build(options: RatingsOptions, mirror: str | None = None) -> Source:
@@ -266,7 +289,8 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     asked = f"domain.source.{options.rating} must hold ratings that differ, got {least:g} in every row. Set domain.source.rating=null for what was touched."
     require(least < greatest, asked)
     fewer = min(len(users), len(items))
-    require(options.factors < fewer, f"domain.source.factors must be below {fewer}, the number of users or items, got {options.factors}. Lower it.")
+    for name, size in (("factors", options.factors), ("co_factors", options.co_factors)):
+        require(size < fewer, f"domain.source.{name} must be below {fewer}, the number of users or items, got {size}. Lower it.")
     if options.rating is None:
         rows, counts = beside_untouched(rows, users, len(items), options.negatives, options.seed), counts * (1 + options.negatives)
     width = len(next(iter(told.sides.values()), []))
@@ -285,6 +309,6 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     titles = [told.titles.get(name, name) for name in items]
     about = Columns(told.about, "", [], [], True) if told.about else None
     people = np.array([told.people.get(name, [np.nan] * len(told.about)) for name in users]) if told.about else None
-    reading = Catalogue(options.factors, len(users), sides, items.tolist(), titles, scale, about, people, options.rating is None)
+    reading = Catalogue(options.factors, options.co_factors, len(users), sides, items.tolist(), titles, scale, about, people, options.rating is None)
     names = items[rows[:, 1].astype(np.int64)].tolist()  # each name stands in memory once
     return Source(classes, rows, names, (rows[:, 2] - middle).astype(np.float32), reading=reading, ordered=True, popularity=1)

@@ -1,4 +1,6 @@
-"""Ratings without values: what a user touched is worth 1, and items that they never touched, drawn beside it, 0."""
+"""Ratings without values: what a user touched is worth 1, and items that they had not touched by then, drawn beside it, 0."""
+
+from itertools import islice
 
 import numpy as np
 
@@ -7,19 +9,21 @@ from components.inputs import require
 
 
 def untouched(touched: np.ndarray, items: int, each: int, seed: int, user: str) -> np.ndarray:
-    """Return `each` of `items` items for every one of a user's touched items [N]: of those that they never touched, uniformly, none twice [N, each].
+    """Return `each` of `items` items for every one of a user's touched items [N], in their order: uniformly, none twice [N, each].
 
-    A pure function of (seed, user, position): the user's untouched items stand in an order drawn by counters. Raises InputError where they do not suffice.
+    They are ones that the user had not touched by then. What is touched later is not left out: nobody knows of it when a model is asked, and examples
+    without it would tell of it. So what stands beside the first N is a function of these, the seed and the user. All items stand in an order drawn by
+    counters. Raises InputError where they do not suffice.
     """
-    left = np.ones(items, dtype=bool)
-    left[touched] = False
-    free = np.flatnonzero(left)
-    need = len(touched) * each
-    shown = f"{each} untouched items for each of the {len(touched)} that {f'user {user}' if user else 'the user'} touched need {need} of them"
-    require(need <= len(free), f"{shown}, but only {len(free)} of {items} items are left. Lower domain.source.negatives.")
-    place = bits(key_of("untouched", seed, user), free.astype(np.uint64))
-    first = np.sort(np.argpartition(place, need)[:need]) if need < len(free) else np.arange(need)  # to sort a large catalogue takes long
-    return free[first[np.argsort(place[first], kind="stable")]].reshape(-1, each)
+    need = len(touched) * (1 + each)
+    shown = f"{each} untouched items beside each of the {len(touched)} that {f'user {user}' if user else 'the user'} touched need {need} items"
+    require(need <= items, f"{shown}, but there are {items}. Lower domain.source.negatives.")
+    place = bits(key_of("untouched", seed, user), np.arange(items, dtype=np.uint64))
+    first = np.sort(np.argpartition(place, need)[:need]) if need < items else np.arange(items)  # to sort a large catalogue takes long
+    drawn = iter(first[np.argsort(place[first], kind="stable")].tolist())
+    when = {item: i for i, item in enumerate(touched.tolist())}
+    found = [list(islice((item for item in drawn if when.get(item, need) > i), each)) for i in range(len(touched))]
+    return np.array(found, dtype=np.int64).reshape(-1, each)
 
 
 def with_untouched(touched: np.ndarray, items: int, each: int, seed: int, user: str) -> tuple[np.ndarray, np.ndarray]:

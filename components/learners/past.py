@@ -23,7 +23,8 @@ def specification(told: dict[str, Any]) -> dict[str, Any]:
         return spec | {"members": [specification(member) for member in spec["members"]]}
     if "member" in spec:
         return spec | {"member": specification(spec["member"])}
-    spec["backbone"] = BACKBONE | spec["backbone"]
+    if "backbone" in spec:
+        spec["backbone"] = BACKBONE | spec["backbone"]
     if spec["name"] in FAMILIES:
         known = {field.name for field in dataclasses.fields(FAMILIES[spec["name"]].options)}
         spec["options"] = {name: value for name, value in OPTIONS.items() if name in known} | spec["options"]

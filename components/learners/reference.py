@@ -128,14 +128,13 @@ class Linear(Learner):
     With `constant_alone` nothing but the constant moves: of ratings, that is each user's own mean, shrunk. Strengths are tuned by who builds it.
     """
 
-    head: Tensor
     ridge: Tensor
 
     def __init__(self, head: Tensor, ridge: float, constant_alone: bool) -> None:
         super().__init__()
         self.objective = OBJECTIVES["squared_error"]
-        self.constant_alone = constant_alone
-        self.register_buffer("head", head)
+        self.constant_alone, self.encodes = constant_alone, True
+        self.head = nn.Parameter(head, requires_grad=False)
         self.register_buffer("ridge", torch.tensor(ridge, dtype=head.dtype))
 
     def adapt_features(self, support: Examples) -> Adapted:

@@ -68,6 +68,9 @@ def build(spec: Spec, seed: int = 0) -> Learner:
         views = importlib.import_module("components.learners.views").Views
         looking: Learner = views(build(spec["member"], seed), spec["count"], from_plain(AugmentSection, spec["augment"]))
         return looking
+    if spec["name"] == "linear":
+        of_inputs: Learner = importlib.import_module("components.learners.reference").Linear(torch.zeros(shape[0] + 1, 1), 1.0, False)
+        return of_inputs
     more: tuple[Any, ...] = ()
     if objective == "return":
         from components.environments import ENVIRONMENTS
