@@ -61,9 +61,8 @@ class Acting(Endpoint):
 
     def _begun(self) -> str:
         name = hashlib.sha256(self.about["digest"].encode()).hexdigest()
-        if name not in self.states:
-            with torch.no_grad():
-                self._keep(name, self.learner.begin(1))
+        with torch.no_grad():
+            self._keep(name, self.learner.begin(1))  # for as long again, where it is there
         return name
 
     def _learned(self, before: str, told: Any) -> str:

@@ -3,6 +3,7 @@
 Standard library only. Sections carry no defaults: every value lives in conf/, once. How something is trained: components/learning.py.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,17 +62,13 @@ class AugmentSection:
 
 @dataclass
 class DomainSection:
-    """A problem family: where its items come from, what its tasks ask for, how its classes are split.
-
-    `order_weight`: how much the order of a task's values counts in training, beside their squared errors.
-    """
+    """A problem family: where its items come from, what its tasks ask for, how its classes are split."""
 
     name: str
     objective: Literal["cross_entropy", "squared_error", "ranking", "return"]
     source: dict[str, Any]  # typed by components/domains/options.py
     splits: SplitsSection
     augment: AugmentSection
-    order_weight: float = 0.0
 
 
 @dataclass
@@ -79,6 +76,7 @@ class TasksSection:
     """Training and validation tasks. Settings of the final tasks stand in EvaluationSection.
 
     `turns`: pictures of training tasks are turned (1: never, 4: by quarters, 8: mirrored too), each class of a task by a draw of its own.
+    `order_weight`: how much the order of a training task's values counts beside their squared errors.
     """
 
     way: int
@@ -88,6 +86,7 @@ class TasksSection:
     train: int
     val: int
     turns: int
+    order_weight: float
 
     def __post_init__(self) -> None:
         require(self.turns in (1, 2, 4, 8), f"tasks.turns must be 1, 2, 4 or 8 (quarter turns and mirrors), got {self.turns}. Use 1 for none.")
@@ -157,6 +156,10 @@ class RegistrySection:
     max_flops: float | None
 
     def __post_init__(self) -> None:
+        fits = self.model.strip() == self.model and self.model not in ("", ".", "..") and not set(self.model) & set("/:'\\") and self.model.isprintable()
+        told = "registry.model must be a name that MLflow and files bear, without / : ' and \\"
+        require(fits, f"{told}, got {self.model!r}. Use letters, digits and -.")
+        require(math.isfinite(self.margin), f"registry.margin must be a number, got {self.margin}. Use 0.0.")
         for name in ("max_ece_rise", "max_parameters", "max_flops"):
             value = getattr(self, name)
             require(value is None or value >= 0, f"registry.{name} must be at least 0, or null for no limit, got {value}. Change it.")
@@ -206,9 +209,9 @@ class Config:
 
     def __post_init__(self) -> None:
         one = [s for s in self.evaluation.settings if way_shot(s)[0] == 1] + (["tasks.way"] if self.tasks.way == 1 else [])
-        own = self.domain
-        told = f"domain.order_weight must be at least 0, and 0 where objective {own.objective} is no squared error, got {own.order_weight}. Use 0."
-        require(own.order_weight == 0 or (own.objective == "squared_error" and own.order_weight > 0), told)
+        weight = self.tasks.order_weight
+        told = f"tasks.order_weight must be at least 0, and 0 where objective {self.domain.objective} is no squared error, got {weight}. Use 0."
+        require(weight == 0 or (self.domain.objective == "squared_error" and 0 < weight < math.inf), told)
         if self.domain.objective == "cross_entropy":
             require(not self.evaluation.scores, f"evaluation.scores are of tasks that have values, got {self.evaluation.scores}. Use evaluation.scores=[].")
             require(not one, f"tasks of classes need at least 2 ways, got 1 in {', '.join(one)}. A task needs two classes to tell apart.")

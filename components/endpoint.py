@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -156,18 +157,26 @@ class Endpoint:
 
     def _numbers(self, told: dict[str, Any], name: str, dimensions: int) -> np.ndarray:
         """Return finite numbers of so many dimensions, the first of them a number of examples within the limits."""
-        try:
-            found = np.array(told[name])
-        except ValueError:  # rows of several lengths
-            found = np.array(None)
-        if found.ndim != dimensions or found.dtype.kind not in "iuf" or not found.size:
+        given = told[name]
+        if isinstance(given, list) and len(given) > self.limits.examples:
+            raise RefusedError(413, f"{name} must hold at most {self.limits.examples} examples, got {len(given)}. Send fewer.")
+        found = np.array(given) if _regular(given, dimensions) else np.array(None)
+        if found.dtype.kind not in "iuf":  # integers beyond 64 bits are none of these
             raise RefusedError(422, f"{name} must be an array of numbers in {dimensions} dimensions, got something else. See /model.")
-        if len(found) > self.limits.examples:
-            raise RefusedError(413, f"{name} must hold at most {self.limits.examples} examples, got {len(found)}. Send fewer.")
         largest = np.abs(found).max()
         if not math.isfinite(largest) or largest > 1e30:
             raise RefusedError(422, f"{name} must hold numbers of at most 1e30, got larger ones. Check the scale.")
         return found
+
+
+def _regular(given: Any, dimensions: int) -> bool:
+    """Tell whether these are lists of lists of numbers, all as long at each depth: an array of texts would take the longest one's memory for each."""
+    level = [given]
+    for _ in range(dimensions):
+        if set(map(type, level)) != {list} or len(set(map(len, level))) > 1:
+            return False
+        level = list(chain.from_iterable(level))
+    return bool(level) and set(map(type, level)) <= {int, float}
 
 
 T = TypeVar("T")

@@ -31,6 +31,7 @@ class FitJob:
     weights: tuple[float, ...] = ()
     tasks_per_step: int = 1
     turns: int = 1  # of the training tasks' pictures
+    order_weight: float = 0.0  # of their values' order
 
 
 class Watch:

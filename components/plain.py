@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 import unicodedata
@@ -69,5 +70,10 @@ def writable(name: str) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of what an error says, at most 200 characters; its name where it says nothing."""
-    return next((line.strip()[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """Return the first line of what an error says, at most 200 characters and without passwords; its name where it says nothing."""
+    return next((masked(line.strip())[:200] for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def masked(text: str) -> str:
+    """Return a text as it may stand in a message or a log: without the passwords of addresses in it."""
+    return re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", re.sub(r"(password=)[^&\s]+", r"\1***", text))

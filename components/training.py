@@ -311,9 +311,9 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
     learner, spec = _learner_for(job, pool)
     began = store.digest(learner)
     validation, augment = Validation(pool, job.tasksets), job.domain.augment
-    if job.domain.order_weight:
+    if job.order_weight:
         for one in (learner, *getattr(learner, "members", [])):
-            one.objective = replace(one.objective, order_weight=job.domain.order_weight, unit=validation.unit)
+            one.objective = replace(one.objective, order_weight=job.order_weight, unit=validation.unit)
     goal = _goal(job, learner, pool)
     batches: ItemBatches | TaskBatches
     if job.objective == "base" and isinstance(learner, Policy):

@@ -14,7 +14,8 @@ from contextlib import closing
 from pathlib import Path
 
 from components.inputs import InputError, require
-from flows import cli, databases, paths, tracking
+from components.plain import masked
+from flows import cli, paths, tracking
 from flows.paths import into_place
 from flows.versions import PIN
 
@@ -34,7 +35,7 @@ def backup(out: str = "", restore: str = "") -> None:
     require(bool(out) != bool(restore), "Either out=<file.tar> or restore=<file.tar> must be given. See --help.")
     require(
         tracking.uri().startswith("sqlite:///"),
-        f"MLflow's database must be a file, got {databases.shown(tracking.uri())}. Back it up with its own means, such as pg_dump.",
+        f"MLflow's database must be a file, got {masked(tracking.uri())}. Back it up with its own means, such as pg_dump.",
     )
     if out:
         _write(Path(out))

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from components.inputs import InputError
-from components.plain import one_line
+from components.plain import masked, one_line
 
 SERVERS = ("postgresql", "mysql", "mssql")
 PATIENCE = 10  # seconds until a server that does not answer is given up
@@ -18,11 +18,6 @@ LOCK = 0x6665776C  # the number of the lock of `alone`: any, the same for all
 def is_server(uri: str) -> bool:
     """Tell whether an MLflow URI names a database server, which runs write to themselves; neither a file nor an MLflow server (http)."""
     return re.split(r"[+:]", uri, maxsplit=1)[0] in SERVERS
-
-
-def shown(uri: str) -> str:
-    """Return the URI as it may stand in a message or a log: without its password."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", uri)
 
 
 def ask(uri: str) -> None:
@@ -40,6 +35,13 @@ def alone(uri: str) -> Iterator[None]:
     with _connected(uri) as connection:  # closing it gives the lock back, and so does a death
         connection.exec_driver_sql(f"SELECT pg_advisory_lock({LOCK})")
         yield
+
+
+def absent(error: Exception) -> bool:
+    """Tell whether MLflow answered that it has no such model, version or alias; a proxy that knows no MLflow, or lets nobody in, says it otherwise."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, MlflowException) and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
 def lost(error: Exception) -> bool:
@@ -64,7 +66,7 @@ def _connected(uri: str) -> Iterator[Any]:
     import sqlalchemy
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    told = f"MLFLOW_TRACKING_URI must name a database that answers, got {shown(uri)}"
+    told = f"MLFLOW_TRACKING_URI must name a database that answers, got {masked(uri)}"
     options = {"connect_timeout": PATIENCE} if uri.startswith("postgresql") else {}
     try:
         connection = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=options).connect()

@@ -57,7 +57,7 @@ class _Drawing:
         accumulate = config.trainer.accumulate  # statistics of a batch are those of its parts
         self.common |= {"accumulate": accumulate} if accumulate > 1 else {}
         self.made: dict[str, float] = {"turns": config.tasks.turns} if config.tasks.turns > 1 else {}  # what training makes of a task
-        self.made |= {"order_weight": config.domain.order_weight} if config.domain.order_weight else {}
+        self.made |= {"order_weight": config.tasks.order_weight} if config.tasks.order_weight else {}
         self.theta = f"components.learners.{BASES[config.domain.objective][0]}"
         self.backbone = narrow(config.backbone, BackboneSection)
         self.families = (_family(config.learner.name), _family(config.student.learner.name))
@@ -75,7 +75,9 @@ class _Drawing:
     def tasksets(self) -> None:
         config, seed = self.config, self.config.seed
         final = {f: getattr(config.evaluation, f) for f in ("settings", "tasks", "gate_tasks", "query", "within")}
-        drawn = {name: value for name, value in to_plain(config.tasks).items() if name != "turns"}  # what training makes of a task, not which it is
+        drawn = {
+            name: value for name, value in to_plain(config.tasks).items() if name not in ("turns", "order_weight")
+        }  # what training makes of a task, not which it is
         self.add("tasksets", "tasksets", {"tasks": drawn, "seed": seed}, {"pool": self.pool}, "components.tasksets")
         self.add("tasksets-final", "tasksets", {"evaluation": final, "seed": seed}, {"pool": self.pool}, "components.tasksets")
 

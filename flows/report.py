@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from components.contracts import CELLS, StageRef
+from components.plain import masked
 from components.scores import SCORES
-from flows import databases, paths, tracking
+from flows import paths, tracking
 from flows.artifacts import REFERENCES, markdown
 from flows.promotion import Decision
 from flows.stages import Pipeline
@@ -134,7 +135,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
 def server() -> str:
     """Return where MLflow's pages are, or will be: its own server, else the one of `make ui` and `make serve-flows`."""
     given = tracking.uri()
-    return databases.shown(given) if given.startswith("http") else f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
+    return masked(given) if given.startswith("http") else f"http://127.0.0.1:{os.environ.get('MLFLOW_PORT', '5000')}"
 
 
 def framed(title: str, header: list[str], body: list[list[str]]) -> Table:

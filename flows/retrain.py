@@ -13,8 +13,9 @@ from pydantic import Field
 
 from components.contracts import StageRef
 from components.inputs import InputError, require
+from components.plain import masked
 from components.scores import OBJECTIVE_SCORES
-from flows import artifacts, cards, databases, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
+from flows import artifacts, cards, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
 from flows.caching import lookup
 from flows.checks import check_outside, check_pool
 from flows.config import groups, load
@@ -74,7 +75,7 @@ def retrain(
     own_run = tracking.run(folder, f"{config.experiment}-seed{config.seed}", tags, sweep)
     with turn(config.domain.name), own_run as run_id, pinned(*wanted, patient=deployed()) as pool:
         check_pool(config, pool.path)
-        where = databases.shown(tracking.uri())
+        where = masked(tracking.uri())
         require(tracking.store_exists(), f"{where} must stay while a pipeline waits, or nobody knows the champion; got nothing there. Put it back.")
         plan, outside = registry.planned(config, pool.md5)
         check_outside(config, pool.path, outside)

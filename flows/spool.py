@@ -102,7 +102,13 @@ class Spool:
         lines, done = _lines(file), 0
         try:
             for line in lines:
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # half of a line that a full disk cut, and the next one after it
+                    self._append(self.folder / "refused.jsonl", {"line": line, "reason": "it is damaged"})
+                    self._say(f"a line of what waited for MLflow is damaged; kept in {self.folder / 'refused.jsonl'}")
+                    done += 1
+                    continue
                 try:
                     values = self.known(entry["values"])
                 except UnansweredError:

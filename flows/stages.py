@@ -280,7 +280,8 @@ def _weights(key: Key, config: Config) -> list[tuple[str, str, str]]:
 
 def _job(objective: Any, slot: Slot, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, fit: FitSection, **more: Any) -> FitJob:
     config = pipeline.config
-    given: dict[str, Any] = {"seed": config.seed, "out": str(slot.partial), "state": str(slot.state), "turns": config.tasks.turns} | more
+    given: dict[str, Any] = {"seed": config.seed, "out": str(slot.partial), "state": str(slot.state)}
+    given |= {"turns": config.tasks.turns, "order_weight": config.tasks.order_weight} | more
     return FitJob(objective=objective, pool=pool.path, tasksets=tasksets.path, domain=config.domain, fit=fit, trainer=config.trainer, **given)
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from components.inputs import InputError
 from components.manifest import intact
-from components.plain import flatten, one_line
+from components.plain import flatten, masked, one_line
 from flows import databases, leftovers, paths, writes
 from flows.spool import RefusedError, Spool, UnansweredError
 
@@ -45,7 +45,7 @@ def client(where: str) -> Any:
 
 
 def _away(error: Exception) -> InputError:
-    return InputError(f"MLflow must answer at {databases.shown(uri())}, got: {one_line(error)}. Start it (make ui), or correct MLFLOW_TRACKING_URI.")
+    return InputError(f"MLflow must answer at {masked(uri())}, got: {one_line(error)}. Start it (make ui), or correct MLFLOW_TRACKING_URI.")
 
 
 def store() -> Any:
@@ -300,9 +300,7 @@ def versions(model: str) -> list[Any]:
     try:
         return list(store().search_model_versions(f"name = '{model}'"))
     except MlflowException as error:
-        if databases.lost(error):
-            raise _away(error) from error
-        raise
+        raise _away(error) from error
 
 
 def alias(model: str, name: str) -> Any | None:
@@ -312,7 +310,7 @@ def alias(model: str, name: str) -> Any | None:
     try:
         return store().get_model_version_by_alias(model, name)
     except MlflowException as error:
-        if databases.lost(error):
+        if not databases.absent(error):
             raise _away(error) from error
         return None
 
@@ -326,7 +324,7 @@ def version_of(reference: str) -> Any:
     try:
         return store().get_model_version(name, number) if number else store().get_model_version_by_alias(name, known)
     except MlflowException as error:
-        if databases.lost(error):
+        if not databases.absent(error):
             raise _away(error) from error
         held = ", ".join(f"{v.name}/{v.version}" for v in versions(name)) if name else ""
         told = f"{reference} must be a registered model, got none of that name (versions there: {held or 'none'})"

@@ -14,6 +14,7 @@ from served import Server
 from workspace import PATIENCE, SMOKE, Workspace, free_port
 
 from components.inputs import InputError
+from components.plain import masked
 from flows import databases
 
 needs_server = pytest.mark.skipif(binaries() is None, reason="no PostgreSQL server programs here (initdb, postgres)")
@@ -145,8 +146,10 @@ def test_a_uri_that_no_driver_reads_is_told_without_its_password(uri: str, told:
         ("postgresql://me@host/mlflow", True, "postgresql://me@host/mlflow"),
         ("sqlite:////place/mlflow.db", False, "sqlite:////place/mlflow.db"),
         ("https://me:pw@host:5000", False, "https://me:***@host:5000"),
+        ("postgresql://me:p@w@host/mlflow", True, "postgresql://me:***@host/mlflow"),
+        ("postgresql://host/mlflow?user=me&password=pw&sslmode=require", True, "postgresql://host/mlflow?user=me&password=***&sslmode=require"),
         ("http://127.0.0.1:5000", False, "http://127.0.0.1:5000"),
     ],
 )
 def test_a_uri_is_known_and_shown_without_its_password(uri: str, server: bool, shown: str) -> None:
-    assert (databases.is_server(uri), databases.shown(uri)) == (server, shown)
+    assert (databases.is_server(uri), masked(uri)) == (server, shown)
