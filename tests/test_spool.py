@@ -1,5 +1,6 @@
 """MLflow that does not answer: what it is told waits on disk, work goes on, and nothing of it is lost."""
 
+import http.server
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 from workspace import SMOKE, Workspace, free_port, until
 
 from components.contracts import StageRef
+from components.inputs import InputError
 from flows import artifacts, spool, tracking, ui
 from flows.config import load
 from flows.spool import RefusedError
@@ -145,6 +147,53 @@ def test_a_locked_database_holds_nothing_up_for_good(database: Path, monkeypatch
         other.execute("ROLLBACK")
         tracking.settle()
     assert history(run_id, "loss") == [float(step) for step in range(100)]
+
+
+def test_a_line_that_a_full_disk_cut_holds_nothing_up(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment, away = tracking.open_store("some"), database.with_suffix(".away")
+    with tracking.run(experiment, "parent", {"stage": "retrain"}) as parent:
+        database.rename(away)
+        tracking.log_metrics(parent, {"loss": 2.0}, 0)
+        tracking.log_metrics(parent, {"loss": 1.0}, 1)
+        (file,) = (database.parent / "spool").glob("*/*_*.jsonl")
+        first, second = file.read_text().splitlines(keepends=True)
+        file.write_text(first[: len(first) // 2] + second + second)
+        away.rename(database)
+        tracking.spool().replay()
+    assert history(parent, "loss") == [1.0] and not file.exists()
+    (kept,) = (file.parent / "refused.jsonl").read_text().splitlines()
+    assert json.loads(kept) == {"line": first[: len(first) // 2] + second, "reason": "it is damaged"} and "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(401, '{"error": "log in"}'), (403, "no"), (404, "<html>no such page</html>"), (400, "?"), (500, '{"error_code": "INTERNAL_ERROR"}')],
+)
+def test_only_mlflows_own_word_says_that_there_is_no_champion(status: int, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            self.wfile.write(told.encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{server.server_port}")
+        code, told = status, body
+        for ask in (lambda: tracking.alias("glyphs", "champion"), lambda: tracking.versions("glyphs"), lambda: tracking.version_of("models:/glyphs@champion")):
+            with pytest.raises(InputError, match="MLflow must answer at") as error:
+                ask()
+            assert "secret" not in str(error.value)
+        for word in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            code, told = 404, json.dumps({"error_code": word, "message": "none"})
+            assert tracking.alias("glyphs", "champion") is None
+        server.shutdown()
+    tracking.client.cache_clear()
 
 
 def test_what_is_refused_is_kept_aside_and_holds_nothing_up(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
