@@ -43,14 +43,21 @@ def backup(out: str = "", restore: str = "") -> None:
         _restore(Path(restore))
 
 
-def _prefect() -> Path:
+def _prefect() -> Path | None:
+    """Return the file of Prefect's database; None where it is none, but on a server."""
+    named = os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL", "")
+    if named:
+        return Path(named.partition(":///")[2]) if named.startswith("sqlite") else None
     return Path(os.environ.get("PREFECT_HOME") or Path.home() / ".prefect") / "prefect.db"
 
 
 def _databases() -> Iterator[tuple[str, Path]]:
     yield "mlruns/mlflow.db", Path(tracking.uri().removeprefix("sqlite:///"))
-    if _prefect().exists():
-        yield "prefect.db", _prefect()
+    own = _prefect()
+    if own is None:
+        print("Prefect's database is on a server, and in no backup of this: back it up with its own means, such as pg_dump", file=sys.stderr)
+    elif own.exists():
+        yield "prefect.db", own
 
 
 def _write(target: Path) -> None:
@@ -85,22 +92,25 @@ def _files() -> Iterator[Path]:
 def _restore(file: Path) -> None:
     require(file.is_file(), f"restore must be a file that out=<file.tar> wrote, got {file}. See --help.")
     root = paths.root()
+    root.mkdir(parents=True, exist_ok=True)  # of a disk that was lost
     with tempfile.TemporaryDirectory(dir=root, prefix=".restore-") as work:
         place = Path(work)
         try:
             with tarfile.open(file, "r:") as tar:
                 tar.extractall(place, filter="data")  # nothing outside, no links out, no devices (PEP 706)
             told = json.loads((place / ABOUT).read_text())
-        except (tarfile.TarError, OSError, ValueError, KeyError) as error:
+            _ = told["root"], told["made"]
+        except (tarfile.TarError, OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"restore must be a whole file that out=<file.tar> wrote, got {file} ({error}). Use another one.") from error
         same = f"restore must happen where the backup was made, {told['root']}, since runs name their files with the whole path; got {root}. "
         require(Path(told["root"]) == root, f"{same}Set FEWLOOP_ROOT={told['root']}.")
         require(not tracking.store_exists(), f"restore must find no runs, got {tracking.uri()}. Move {paths.runs()} away first.")
         _bring(place / PIN, root / PIN)
-        if _prefect().exists():
-            print(f"{_prefect()} is left as it is: there is one", file=sys.stderr)
-        else:
-            _bring(place / "prefect.db", _prefect())
+        own = _prefect()
+        if own is not None and own.exists():
+            print(f"{own} is left as it is: there is one", file=sys.stderr)
+        elif own is not None:
+            _bring(place / "prefect.db", own)
         database = place / "mlflow.db"
         shutil.move(place / "mlruns" / "mlflow.db", database)
         _bring(place / "mlruns", paths.runs())

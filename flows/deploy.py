@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from components.inputs import InputError
+from components.inputs import InputError, require
 from flows import cli, paths
 
 DEPLOYMENTS, AUTOMATIONS = paths.HOUSE / "prefect.yaml", paths.HOUSE / "automations.yaml"
@@ -26,9 +26,13 @@ def pools() -> list[str]:
     return sorted({d["work_pool"]["name"] for d in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]})
 
 
+def names() -> set[str]:
+    return {d["name"] for d in yaml.safe_load(DEPLOYMENTS.read_text())["deployments"]}
+
+
 def digest() -> str:
-    """Return the digest of all that a server is given."""
-    told = [DEPLOYMENTS.read_bytes(), AUTOMATIONS.read_bytes(), os.environ.get(WEBHOOK, "").encode()]
+    """Return the digest of all that a server is given; runs happen in the folder of this code."""
+    told = [DEPLOYMENTS.read_bytes(), AUTOMATIONS.read_bytes(), os.environ.get(WEBHOOK, "").encode(), str(paths.CODE).encode()]
     return hashlib.sha256(b"\0".join(told)).hexdigest()
 
 
@@ -89,5 +93,13 @@ def automations() -> None:
                 client.create_automation(wanted)
 
 
+def main(arguments: list[str]) -> None:
+    if {"--help", "-h"} & set(arguments):
+        print(__doc__.strip())  # type: ignore[union-attr]
+        return
+    require(not arguments, f"flows.deploy takes nothing, got {' '.join(arguments)!r}. See --help.")
+    deploy()
+
+
 if __name__ == "__main__":
-    cli.guarded(deploy)
+    cli.guarded(lambda: main(sys.argv[1:]))

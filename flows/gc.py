@@ -35,7 +35,7 @@ def collect(days: str, dry: str = "false") -> None:
     from components.inputs import require
     from flows import tracking
 
-    require(days.isdigit(), f"days must be a whole number, got {days!r}. Use days=30.")
+    require(days.isdecimal(), f"days must be a whole number, got {days!r}. Use days=30.")
     require(dry in ("true", "false"), f"dry must be true or false, got {dry!r}. Leave it out.")
     store = tracking.store() if tracking.store_exists() else None
     before = min(time.time() - 86_400 * int(days), _oldest_start(store) if store else math.inf)

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from components.inputs import InputError, require
@@ -67,14 +66,14 @@ def page(models: Iterable[tuple[str, list[Any]]]) -> str:
 
 
 def results(out: str, model: str = "") -> None:
-    """Write the page. Raises InputError where there is no store, no such model, or no run in it."""
+    """Write the page. Raises InputError where it cannot be written, or there is no store, no such model, or no run in it."""
+    target = paths.target_file(out)
     require(tracking.store_exists(), f"There must be runs, got no MLflow database in {paths.runs()}. Run make retrain.")
     store = tracking.store()
     known = sorted((one.name, one.experiment_id) for one in store.search_experiments() if one.name != "Default")
     chosen = [(name, found) for name, number in known if model in ("", name) and (found := entries(store, number))]
     if not chosen:
         raise InputError(f"There must be finished runs{f' of {model}' if model else ''}, got {', '.join(n for n, _ in known) or 'none'}. Run make retrain.")
-    target = Path(out)
     partial = target.with_name(f"{target.name}.partial")
     partial.write_text(page(chosen))
     partial.replace(target)

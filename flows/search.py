@@ -21,7 +21,7 @@ def runs(overrides: Sequence[str]) -> "Grid | Search":
         endless = [key for key, values in varied if isinstance(values, Interval)]
         require(not endless, f"An interval has no end of values, got one for {', '.join(endless)}. Say how many runs to try: trials=20.")
         return Grid(fixed, varied)
-    require(trials[-1].isdigit() and int(trials[-1]) > 0, f"trials must be a number of runs, got {trials[-1]!r}. Use trials=20.")
+    require(trials[-1].isdecimal() and int(trials[-1]) > 0, f"trials must be a number of runs, got {trials[-1]!r}. Use trials=20.")
     require(bool(varied), "trials=... needs something to choose, got no key with several values. List them: learner.fit.lr=interval(0.001,0.01).")
     return Search(fixed, varied, int(trials[-1]))
 

@@ -117,10 +117,12 @@ def _api(server: Service | None) -> str:
 
 
 def _deploy(api: str) -> str:
-    """Put deployments and automations on the server, unless it has just these."""
+    """Put deployments and automations on the server, unless it has just these, made from this folder, and none was removed."""
     try:
-        if json.loads(json.dumps(ask(f"{api}/variables/name/{deploy.VARIABLE}")["value"])) == deploy.digest():
-            return "already there"
+        if ask(f"{api}/variables/name/{deploy.VARIABLE}")["value"] == deploy.digest():
+            asked = {"deployments": {"name": {"any_": sorted(deploy.names())}}}
+            if {one["name"] for one in ask(f"{api}/deployments/filter", asked)} == deploy.names():
+                return "already there"
     except urllib.error.HTTPError as error:
         if error.code != 404:
             raise

@@ -75,7 +75,7 @@ def address(process: psutil.Process) -> str:
 
 def check_port(port: str, what: str, remedy: str) -> None:
     """Raise InputError unless `port` is a number and free on 127.0.0.1. `remedy`: what stands before another."""
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"The port of {what} must be a number from 1 to 65535, got {port!r}. Use {remedy}5000.")
     free("127.0.0.1", int(port), f" for {what}", remedy)
 

@@ -49,7 +49,7 @@ def free(host: str, port: int, what: str = "", another: str = "another, such as 
 
 def serve(port: str = "5000") -> None:
     """Run `mlflow server` on 127.0.0.1 until it is stopped. Raises InputError where the port is taken."""
-    require(port.isdigit() and 0 < int(port) < 65536, f"The port must be a number from 1 to 65535, got {port!r}. Use make ui PORT=5000.")
+    require(port.isdecimal() and 0 < int(port) < 65536, f"The port must be a number from 1 to 65535, got {port!r}. Use make ui PORT=5000.")
     free("127.0.0.1", int(port))
     tracking.open_store("Default")
     server = f"http://127.0.0.1:{port}"
@@ -59,5 +59,13 @@ def serve(port: str = "5000") -> None:
     os.execve(sys.executable, [*command(port), "--workers", "1"], os.environ | environment())
 
 
+def main(arguments: list[str]) -> None:
+    if {"--help", "-h"} & set(arguments):
+        print(__doc__.strip())  # type: ignore[union-attr]
+        return
+    require(len(arguments) < 2, f"flows.ui takes a port, got {' '.join(arguments)!r}. Use make ui PORT=5000.")
+    serve(*arguments)
+
+
 if __name__ == "__main__":
-    cli.guarded(lambda: serve(*sys.argv[1:]))
+    cli.guarded(lambda: main(sys.argv[1:]))

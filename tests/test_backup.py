@@ -1,8 +1,10 @@
 """A backup that is taken while a pipeline runs is whole, and comes back: the champion answers as before, and nothing is trained again."""
 
 import shutil
+import sqlite3
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,32 @@ def test_what_is_no_backup_is_told_and_changes_nothing(new_workspace: Callable[.
         assert told in workspace.run("flows.backup", *arguments, expect=2).stderr, arguments
     assert {p: p.stat().st_mtime for p in workspace.root.rglob("*") if p.is_file()} == before
     assert not (tmp_path / "outside.py").exists() and not (tmp_path / "other.tar").exists()
+
+
+def test_a_backup_comes_back_after_the_disk_is_lost_and_prefects_database_lies_where_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project, other = tmp_path / "project", tmp_path / "other.db"
+    project.mkdir()
+    monkeypatch.setenv("FEWLOOP_ROOT", str(project))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", f"sqlite+aiosqlite:///{other}")
+    with closing(sqlite3.connect(other)) as made:
+        made.execute("create table told (word)")
+    tracking.open_store("glyphs")
+    backup(out=str(tmp_path / "kept.tar"))
+    tracking.client.cache_clear()
+    shutil.rmtree(project)
+    other.unlink()
+    backup(restore=str(tmp_path / "kept.tar"))
+    assert tracking.store().get_experiment_by_name("glyphs") is not None
+    with closing(sqlite3.connect(other)) as back:
+        assert back.execute("select name from sqlite_master").fetchall() == [("told",)]
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "postgresql+asyncpg://me:S3cret@host/prefect")
+    backup(out=str(tmp_path / "again.tar"))
+    assert "Prefect's database is on a server" in capsys.readouterr().err
+    tracking.client.cache_clear()
 
 
 def test_a_database_elsewhere_comes_back_to_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
