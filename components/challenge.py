@@ -1,7 +1,7 @@
 """The one-shot challenge (Lake, Salakhutdinov and Tenenbaum 2015, Science 350): its runs answered and scored, and look-alikes of them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from components.domains import images
-from components.domains.oneshot import ALPHABET, LABELS, WAY, large_groups, named
+from components.domains.oneshot import ALPHABET, LABELS, WAY, check_runs, large_groups, named
 from components.domains.pictures import read_picture
 from components.domains.pool import Pool
 from components.draws import seed_of
@@ -24,13 +24,14 @@ from components.tasks import Examples
 class Runs:
     """R runs as R tasks: `known` [R, C, 1, H, W], one picture a class, `asked` [R, Q, 1, H, W], `truth` [R, Q].
 
-    `group` [R]: the number of each run's alphabet, -1 where the runs do not tell.
+    `group` [R]: the number of each run's alphabet, -1 where the runs do not tell. `lookalike`: they were made of a pool's drawings.
     """
 
     known: Tensor
     asked: Tensor
     truth: Tensor
     group: np.ndarray
+    lookalike: bool = False
 
 
 def read_runs(folder: str | Path, size: int) -> Runs:
@@ -39,11 +40,10 @@ def read_runs(folder: str | Path, size: int) -> Runs:
     Raises InputError naming the file that is missing, unreadable or not where its run says.
     """
     root = Path(folder)
+    check_runs(root)
     found = sorted(p.parent for p in root.glob(f"*/{LABELS}"))
     require(len(found) > 0, f"evaluation.challenge must be a folder of <run>/{LABELS}, got none in {root}. Unpack the runs there.")
     parts = [_read_run(root, run, size) for run in found]
-    shapes = {(len(known), len(asked)) for known, asked, _ in parts}
-    require(len(shapes) == 1, f"Runs must have the same numbers of classes and test pictures, got {sorted(shapes)} in {root}. Score them in groups.")
     known, asked = (images.prepare(torch.from_numpy(np.stack([part[i] for part in parts]))) for i in (0, 1))
     alphabets = [(run / ALPHABET).read_text().strip() if (run / ALPHABET).is_file() else "" for run in found]
     group = np.unique(alphabets, return_inverse=True)[1] if all(alphabets) else np.full(len(found), -1)
@@ -56,7 +56,19 @@ def open_runs(asked: str, pool: Pool, count: int, work: Path) -> Runs:
     if asked == "lookalike":
         folder = work / "lookalike"
         write_lookalike(pool, "test", count, 0, folder)
-    return read_runs(folder, pool.input_shape[-1])
+    return replace(read_runs(folder, pool.input_shape[-1]), lookalike=asked == "lookalike")
+
+
+def met(folder: str, pool: Pool, names: Container[str]) -> int:
+    """Return how many pictures of the runs in a folder are drawings of the pool's classes of these names, bit by bit; 0 where it keeps no originals."""
+    stored = pool.path / "originals.npy"
+    if not stored.exists():
+        return 0
+    originals = np.load(stored, mmap_mode="r")
+    classes = [c for c, name in enumerate(pool.classes["name"].to_pylist()) if name in names]
+    known = {drawing.tobytes() for c in classes for drawing in originals[pool.first[c] : pool.first[c] + pool.counts[c]]}
+    files = [path for labels in Path(folder).glob(f"*/{LABELS}") for part in named(Path(folder), labels.parent)[:2] for path in part]
+    return sum(np.packbits(np.asarray(Image.open(path).convert("L")) < 128, axis=-1).tobytes() in known for path in files)
 
 
 def _read_run(root: Path, run: Path, size: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
@@ -88,14 +100,16 @@ def examine(learners: Mapping[str, Learner], runs: Runs) -> dict[str, float]:
 
     Every learner sees one run's known pictures and one test picture at a time: none of them changes another's answer.
     """
-    metrics: dict[str, float] = {"challenge/runs": float(len(runs.truth))}
+    metrics: dict[str, float] = {"challenge/runs": float(len(runs.truth)), "challenge/lookalike": float(runs.lookalike)}
     way = runs.known.shape[1]
     labels = torch.arange(way)
     for role, learner in learners.items():
         learner.eval()
-        parts = [
-            learner.predict(learner.adapt(Examples(known[None], labels[None], way)), asked[None]) for known, asked in zip(runs.known, runs.asked, strict=True)
-        ]
+        parts = []
+        for known, asked in zip(runs.known, runs.asked, strict=True):
+            adapted = learner.adapt(Examples(known[None], labels[None], way))
+            each = asked[None].split(asked.shape[0] if learner.encodes else 1, 1)  # without one encoder, pictures may share statistics
+            parts.append(torch.cat([learner.predict(adapted, some) for some in each], 1))
         outputs = torch.cat(parts)
         for name, decide in (("error", independent), ("error_joint", joint)):
             if name == "error_joint" and runs.asked.shape[1] > way:

@@ -119,8 +119,8 @@ class Distillation(nn.Module):
             soft = rank_loss(outputs, target)
         else:
             soft = value_loss(outputs[:, :labelled], target[:, :labelled], lesson.query.y)
-            if lesson.unlabelled.shape[1]:
-                soft = soft + value_loss(outputs[:, labelled:], target[:, labelled:], None)
+            if further := lesson.unlabelled.shape[1]:  # one mean over all that is asked
+                soft = (labelled * soft + further * value_loss(outputs[:, labelled:], target[:, labelled:], None)) / (labelled + further)
         metrics["soft_loss"] = soft.detach()
         loss = (1 - recipe.soft_weight) * hard + recipe.soft_weight * soft
         shots = lesson.support.x.shape[1]

@@ -130,6 +130,9 @@ def examine(
     if section.challenge is not None:
         runs = challenge.open_runs(section.challenge, opened, section.challenge_runs, out)
         metrics |= challenge.examine({name: learners[name] for name in (nearest, *loaded)}, runs)
+        if not runs.lookalike:
+            names = opened.classes["name"].to_pylist()
+            metrics["challenge/met"] = float(challenge.met(section.challenge, opened, {names[c] for split in ("train", "val") for c in opened.split(split)}))
     for name, learner in learners.items():
         metrics[f"{name}/parameters"] = learner_size(learner)
     return metrics

@@ -200,6 +200,8 @@ def _check_fusion(config: Config) -> None:
         inner = {family(name).inner for name in names.values()} | ({False} if len(names) < len(own.members) else set())
         told = "fusion.adapt=joint takes steps on all members as one"
         require(len(inner) == 1, f"{told}, got members that take steps and others that do not. Use fusion.adapt=members.")
+        views = max(config.student.learner.views, config.learner.views if "teacher" in own.members else 1)
+        require(views == 1, f"{told}, which copies of pictures that are averaged hide, got views={views}. Use fusion.adapt=members, or views=1.")
         fits = mode != "conditioned" and config.domain.objective != "return"
         require(fits, f"{told}, which mode {mode} in domain {config.domain.name} does not have. Use fusion.adapt=members.")
     options = {"students": config.student.learner.options, "teacher": config.learner.options}

@@ -34,19 +34,21 @@ def evaluate(*overrides: str, model: str) -> None:
     experiment = tracking.open_store(config.registry.model)
     with pinned(config.domain, config.data.pin, config.data.write_pin, config.mirror) as data:
         pool = open_pool(data.path)
-        compared, met, seen = _compared(folder, config, pool)
+        compared, trained, seen = _compared(folder, config, pool)
+        names = pool.classes["name"].to_pylist()
+        met = len({names[c] for c in pool.split("test")} & trained)
         with tracking.run(experiment, "evaluate", {"stage": "evaluate", "model": model, "data.md5": data.data_md5}) as run_id:
             tracking.log_params(run_id, {"model": model, "overrides": " ".join(overrides), "classes_trained_on": met})
             tracking.log_input(run_id, data.domain, data.md5, data.path, "evaluate")
-            metrics = _scores(compared, config, pool, seen, run_id)
+            metrics = _scores(compared, config, pool, seen, trained, run_id)
             tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
     _tell(metrics, [*compared], config)
     if met:
         print(f"{met} of the test classes were training classes of this model: these scores are not those of new classes")
 
 
-def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], int, dict[str, "Pool"]]:
-    """Return the model and what it is compared with, how many of the test classes it was trained on, and the pool as it sees it, where that differs.
+def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], set[str], dict[str, "Pool"]]:
+    """Return the model and what it is compared with, the classes that it was trained on, and the pool as it sees it, where that differs.
 
     Raises InputError where it fits no task.
     """
@@ -58,16 +60,16 @@ def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Le
 
     learner, spec, about = store.load(folder)
     seen, reason = view(pool, folder, spec, about, config.domain.objective)
-    require(seen is not None, f"{reason}. Choose another model, or another domain.")
+    require(seen is not None, f"{reason}. Choose another model, another domain, or the experiment that it was trained by.")
     assert seen is not None
     beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learner))
     other.objective = learner.objective
     names = pool.classes["name"].to_pylist()
-    met = {names[c] for c in pool.split("test")} & trained_on(about, pool.domain)
-    return {"model": learner, beside: other}, len(met), {} if seen is pool else {"model": seen}
+    trained = {*names} & trained_on(about, pool.domain)
+    return {"model": learner, beside: other}, trained, {} if seen is pool else {"model": seen}
 
 
-def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: dict[str, "Pool"], run_id: str) -> dict[str, float]:
+def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: dict[str, "Pool"], trained: set[str], run_id: str) -> dict[str, float]:
     """Draw the test tasks, score everyone on them, and keep the scores task by task with the run."""
     from components import challenge
     from components.evaluation import evaluate as score
@@ -82,13 +84,13 @@ def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: 
         tracking.log_file(run_id, Path(work) / "scores-test.parquet")
         if e.challenge is not None:
             runs = challenge.open_runs(e.challenge, pool, e.challenge_runs, Path(work))
-            metrics |= challenge.examine(compared, runs)
+            metrics |= challenge.examine(compared, runs) | {"challenge/met": float(0 if runs.lookalike else challenge.met(e.challenge, pool, trained))}
     return metrics
 
 
 def _tell(metrics: dict[str, float], roles: list[str], config: Config) -> None:
     """Print every score with its interval."""
-    from flows.report import scored
+    from flows.report import challenged, scored, warned
 
     e = config.evaluation
     for setting in e.settings:
@@ -98,7 +100,9 @@ def _tell(metrics: dict[str, float], roles: list[str], config: Config) -> None:
     for error, how in (("error", "independent decisions"), ("error_joint", "joint assignment, which knows that every class is asked for once")):
         if f"challenge/model/{error}" in metrics:
             cells = (f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in roles)
-            print(f"challenge error, percent, {how}: {'   '.join(cells)}   ({int(metrics['challenge/runs'])} runs, 95 % interval)")
+            print(f"{challenged(metrics, 'error')}, percent, {how}: {'   '.join(cells)}   (95 % interval)")
+    for told in warned(metrics):
+        print(told)
 
 
 if __name__ == "__main__":

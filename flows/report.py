@@ -53,6 +53,17 @@ def further(evaluation: StageRef, places: list[str], name: str) -> list[list[str
     return [[role.replace("-minus-", " - "), *(scored(m, f"{place}/{role}", sign, name) for place in places)] for role, sign in there]
 
 
+def challenged(metrics: dict[str, float], what: str) -> str:
+    """Return the name of a one-shot examination's result: of the runs of a folder, or of their look-alike."""
+    return f"look-alike {what}" if metrics.get("challenge/lookalike") else f"challenge {what} ({int(metrics['challenge/runs'])} runs)"
+
+
+def warned(metrics: dict[str, float]) -> list[str]:
+    """Return what must be known of the challenge's errors."""
+    count = int(metrics.get("challenge/met", 0))
+    return [f"{count} pictures of the challenge are drawings that these models were trained on: its errors are not those of new characters"] if count else []
+
+
 def celled(metrics: dict[str, float]) -> list[str]:
     """Return the cells of a cold start that an evaluation measured."""
     return [cell for cell in CELLS if any(name.startswith(f"{cell}/") for name in metrics)]
@@ -69,7 +80,7 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
     """Return header and rows of the result table: one learner a row, scores in percent with their 95 % intervals."""
     m = evaluation.metrics
     score = score_name(m, f"test/{settings[0]}/base")
-    asked = [("error", "challenge error"), ("error_joint", "joint")] if "challenge/runs" in m else []
+    asked = [("error", challenged(m, "error")), ("error_joint", "joint")] if "challenge/runs" in m else []
     calibrated = ["ECE"] if any(f"test/{settings[0]}/{role}/ece" in m for role in roles(m)) else []  # values and returns are not sure of anything
     header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), *calibrated, "parameters", "MFLOP", "adapt ms", "predict ms"]
     table = []
@@ -114,6 +125,8 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     console.print(f"ran: {', '.join(ran) or 'nothing'}", f"cached: {', '.join(cached) or 'nothing'}", sep="\n", highlight=False, soft_wrap=True)
     fate = "is champion" if decision.champion else "stays challenger"
     console.print(f"{decision.model} version {decision.version} {fate}: {decision.reason}", highlight=False, soft_wrap=True)
+    for told in warned(evaluation.metrics):
+        console.print(told, highlight=False, soft_wrap=True)
     python = paths.typed("python")
     console.print(f"next: {paths.made('ui', 'flows.ui')} | {python} -m flows.adapt --help | {python} -m flows.evaluate --help", highlight=False, soft_wrap=True)
     gate = f"**Promotion:** {decision.model} version {decision.version} {fate}: {decision.reason}"

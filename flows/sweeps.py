@@ -106,6 +106,8 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     Configurations are sorted by their score on validation tasks, the best first: test tasks choose nothing. A score's interval is over
     groups, with the tasks of all seeds; the range over seeds stands beside it where there are several.
     """
+    from flows.report import challenged
+
     first = points[0].result
     settings = _settings(points)
     score = _score(points[0])
@@ -116,7 +118,7 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     if chosen:
         found.sort(key=lambda one: -SCORES[score].sign * _validated(one[1]))
     first_columns = ["", *([f"validation {score}"] if chosen else []), *(f"{setting} {score}" for setting in settings)]
-    header = [*first_columns, *(f"challenge {end}" for end in asked), "fit s", "parameters", "adapt ms", "predict ms"]
+    header = [*first_columns, *(challenged(first["metrics"], end) for end in asked), "fit s", "parameters", "adapt ms", "predict ms"]
     body = []
     for cells, row in found:
         validated = [f"{SCORES[score].factor * _validated(row):.{SCORES[score].digits}f}"] if chosen else []

@@ -10,14 +10,18 @@ import pytest
 import torch
 from PIL import Image
 from sources import omniglot_archive as archive
+from tasks_for_tests import PICTURES, spec
 
 from components import challenge
 from components.contracts import SplitsSection
 from components.domains import omniglot
+from components.domains.oneshot import check_runs
 from components.domains.options import OmniglotOptions
 from components.domains.pool import Pool, open_pool, write_pool
 from components.inputs import InputError
+from components.learners import store
 from components.learners.reference import Nearest
+from components.tasks import Examples
 from flows.paths import CODE
 
 
@@ -82,6 +86,54 @@ def test_labels_that_name_no_picture_of_their_run_are_told(tmp_path: Path, line:
     (tmp_path / "run01" / "class_labels.txt").write_text(line + "\n")
     with pytest.raises(InputError, match=told):
         challenge.read_runs(tmp_path, 28)
+
+
+def test_runs_are_read_as_other_systems_pack_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "run01", [(i, i) for i in range(20)])
+    wanted = challenge.read_runs(tmp_path, 28)
+    labels = tmp_path / "run01" / "class_labels.txt"
+    labels.write_bytes(b"\xef\xbb\xbf" + labels.read_bytes().replace(b"/", b"\\").replace(b"\n", b"\r\n"))
+    (tmp_path / "run01" / "training" / "._class01.png").write_bytes(b"\0\5\x16\7 what a Mac leaves")
+    (tmp_path / "__MACOSX" / "run01").mkdir(parents=True)
+    found = challenge.read_runs(tmp_path, 28)
+    assert torch.equal(found.known, wanted.known) and torch.equal(found.asked, wanted.asked) and torch.equal(found.truth, wanted.truth)
+    labels.write_bytes(b"\xff\xfe what is no text\n")
+    with pytest.raises(InputError, match=r"takes lines|its own run"):
+        check_runs(tmp_path)
+
+
+def test_runs_that_differ_in_size_or_ask_twice_are_told_before_any_picture_is_read(tmp_path: Path) -> None:
+    write_run(tmp_path / "run01", [(i, i) for i in range(20)])
+    write_run(tmp_path / "run02", [(i, i) for i in range(19)])
+    with pytest.raises(InputError, match=r"same numbers of classes and test pictures, got \[\(20, 19\), \(20, 20\)\]"):
+        check_runs(tmp_path)
+    labels = tmp_path / "run02" / "class_labels.txt"
+    labels.write_text(labels.read_text() + labels.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match="every test picture once"):
+        check_runs(tmp_path)
+
+
+def test_a_test_picture_changes_no_others_answer_whatever_normalises_them(tmp_path: Path) -> None:
+    write_run(tmp_path / "run01", [(i, i) for i in range(20)])
+    runs = challenge.read_runs(tmp_path, PICTURES[-1])
+    learner = store.build(spec("maml", norm="task"), 0).eval()
+    with torch.no_grad():
+        adapted = learner.adapt(Examples(runs.known, torch.arange(20)[None], 20))
+        alone = torch.cat([learner.predict(adapted, runs.asked[:, i : i + 1]) for i in range(20)], 1)
+        assert not torch.allclose(alone, learner.predict(adapted, runs.asked), atol=1e-4), "together they share statistics"
+    error = 100 * (challenge.independent(alone) != runs.truth).double().mean().item()
+    assert challenge.examine({"maml": learner}, runs)["challenge/maml/error"] == pytest.approx(error)
+
+
+def test_drawings_that_a_model_was_trained_on_are_counted(tmp_path: Path, pool: Pool) -> None:
+    challenge.write_lookalike(pool, "test", 2, 0, tmp_path / "runs")
+    names = pool.classes["name"].to_pylist()
+    greek = {name for name, group in zip(names, pool.groups, strict=True) if group == "Greek"}
+    told = {(tmp_path / "runs" / f"run{i:02d}" / "alphabet.txt").read_text().strip() for i in (1, 2)}
+    assert told == {"Greek", "Hebrew"}
+    assert challenge.met(str(tmp_path / "runs"), pool, set(names)) == 80
+    assert challenge.met(str(tmp_path / "runs"), pool, greek) == 40
+    assert challenge.met(str(tmp_path / "runs"), pool, set()) == 0
 
 
 def test_a_folder_without_runs_is_told(tmp_path: Path) -> None:

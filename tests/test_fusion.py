@@ -84,6 +84,17 @@ def test_what_cannot_be_fused_is_refused_with_the_reason() -> None:
         fused(["maml", "protonet"], "mixture", [0.5, 0.5], joint=True)
 
 
+@pytest.mark.parametrize(("name", "other"), [("imaml", {}), ("mamlpp", {"norm": "per_step"}), ("maml", {"test_steps": 2}), ("anil", {})])
+def test_who_alone_counts_adapts_as_by_itself_whatever_stands_beside_it(name: str, other: dict[str, object]) -> None:
+    batch, alone = tasks(), store.build(spec(name, **other), 0).eval()
+    for module in alone.modules():  # statistics of each step that differ
+        if hasattr(module, "running_mean") and module.running_mean is not None:
+            module.running_mean.copy_(torch.rand(module.running_mean.shape, generator=torch.Generator().manual_seed(1)))
+    beside = store.build(spec(name, **(other | {"test_steps": 5})), 1).eval()
+    both = FusedLearner([alone, beside], "mixture", [1.0, 0.0], True, SHAPE).eval()
+    assert torch.allclose(log_softmax(predict(both, batch), -1), log_softmax(predict(alone, batch), -1), atol=1e-4)
+
+
 def test_joint_adaptation_lowers_the_fused_support_loss_more_than_none() -> None:
     batch, learner = tasks(), fused(["maml", "maml"], "mixture", [0.5, 0.5], joint=True)
     adapted = predict(learner, type(batch)(batch.support, batch.support))

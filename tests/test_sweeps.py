@@ -87,7 +87,7 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
         pq.write_table(pa.table(columns), folder / "scores-test.parquet")
         metrics = {f"test/5w1s/{role}/accuracy": float(values.mean()) for role, values in scores.items()}
         metrics |= {f"{role}/{name}": 0.002 for role in own for name in ("parameters", "adapt/seconds", "predict/seconds")}
-        metrics |= {f"challenge/teacher/{end}": 10.0 + seed for end in ("error", "error_ci95", "error_joint", "error_joint_ci95")}
+        metrics |= {"challenge/runs": 20.0} | {f"challenge/teacher/{end}": 10.0 + seed for end in ("error", "error_ci95", "error_joint", "error_joint_ci95")}
         points.append(Point([f"seed={seed}"], {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "metrics": metrics}))
     header, rows_ = table(points)
     told = {row[0]: row[1:] for row in rows_}
@@ -95,7 +95,7 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
     gaps = 100 * (own["teacher"] - own["base"])
     assert told["teacher - base"][0].startswith(f"{gaps.mean():+.2f} ± ")
     assert told["teacher - base"][0].endswith(f"({gaps.mean(1).min():+.2f} to {gaps.mean(1).max():+.2f})")
-    assert told["teacher"][header.index("challenge error") - 1] == "11.00 ± 11.00 (10.00 to 12.00)"
+    assert told["teacher"][header.index("challenge error (20 runs)") - 1] == "11.00 ± 11.00 (10.00 to 12.00)"
 
 
 def test_the_cells_of_a_cold_start_pool_the_seeds_too(tmp_path: Path) -> None:

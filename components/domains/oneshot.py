@@ -14,15 +14,19 @@ WAY = 20
 
 
 def check_runs(folder: str | Path) -> None:
-    """Raise InputError where a run's labels are not as they must be; no picture is read."""
+    """Raise InputError where a run's labels are not as they must be, or runs differ in size; no picture is read."""
+    sizes = set()
     for labels in sorted(Path(folder).glob(f"*/{LABELS}")):
-        named(Path(folder), labels.parent)
+        known, asked, _ = named(Path(folder), labels.parent)
+        sizes.add((len(known), len(asked)))
+    require(len(sizes) < 2, f"Runs must have the same numbers of classes and test pictures, got {sorted(sizes)} in {folder}. Score them in groups.")
 
 
 def named(root: Path, run: Path) -> tuple[list[Path], list[Path], list[int]]:
     """Return a run's known pictures, its test pictures, and the place of each one's class among the known."""
-    lines = [line.split() for line in (run / LABELS).read_text().splitlines() if line.strip()]
-    known = sorted(p for p in (run / "training").glob("*.png"))
+    text = (run / LABELS).read_text(encoding="utf-8-sig", errors="replace").replace("\\", "/")  # as other systems pack them
+    lines = [line.split() for line in text.splitlines() if line.strip()]
+    known = sorted(p for p in (run / "training").glob("*.png") if not p.name.startswith("."))  # what a Mac leaves beside them
     places = {path.resolve(): i for i, path in enumerate(known)}
     asked, truth = [], []
     for line in lines:
@@ -34,6 +38,7 @@ def named(root: Path, run: Path) -> tuple[list[Path], list[Path], list[int]]:
         )
         asked.append(test)
         truth.append(places[training])
+    require(len(set(asked)) == len(asked), f"{run / LABELS} must name every test picture once, got one more than once. Unpack the runs again.")
     require(len(asked) > 0, f"{run / LABELS} must name at least one test picture, got an empty file. Unpack the runs again.")
     return known, asked, truth
 

@@ -144,12 +144,16 @@ class FusedLearner(Learner):
             return losses
         paths = [list(m.path(Examples(x, support.y, support.way))) for m, x in zip(members, self.split(support.x), strict=True)]
         for index in range(max(map(len, paths))):
-            parts = []
-            for member, path, x in zip(members, paths, self.split(support.x), strict=True):
-                at = min(index, len(path) - 1)  # one that takes fewer steps has arrived
-                parts.append(member.outputs(path[at], x, at) / member.temperature)
-            losses.append(self.objective.loss(self._mixed(parts, {}), support.y).mean().item())
+            weights = {f"{i}/{k}": v for i, path in enumerate(paths) for k, v in path[min(index, len(path) - 1)].items()}
+            losses.append(self.objective.loss(self._under_way(weights, support.x, index), support.y).mean().item())
         return losses
+
+    def _under_way(self, weights: Adapted, x: Tensor, index: int) -> Tensor:
+        """Return the mixture's outputs after `index` steps; a member that takes fewer has arrived."""
+        parts = []
+        for i, (member, part) in enumerate(zip(self._members(), self.split(x), strict=True)):
+            parts.append(member.outputs(_own(weights, i), part, min(index, member.steps())) / member.temperature)  # type: ignore[operator]
+        return self._mixed(parts, {})
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         if self.combine in SIDE_BY_SIDE:
@@ -175,24 +179,26 @@ class FusedLearner(Learner):
     def _adapt_as_one(self, support: Examples, losses: list[float] | None = None) -> Adapted:
         """Take gradient steps on the mixture's support loss, every member by its own rule; append the loss before and after each to `losses`."""
         members: list[Maml] = self._members()  # type: ignore[assignment]
+        every = list(zip(members, self.split(support.x), self.weights, strict=True))
         outer = torch.is_grad_enabled()
         second_order = outer and not all(m.first_order() for m in members)
-        weights = {
-            f"{i}/{k}": v
-            for i, (m, x) in enumerate(zip(members, self.split(support.x), strict=True))
-            for k, v in m.start(Examples(x, support.y, support.way)).items()
-        }
+        weights = {f"{i}/{k}": v for i, (m, x, _) in enumerate(every) for k, v in m.start(Examples(x, support.y, support.way)).items()}
         memories = [m.memory(_own(weights, i)) for i, m in enumerate(members)]
         for index in range(max(m.steps() for m in members)):
             with torch.enable_grad():
                 if not outer:
                     weights = {k: v.detach().requires_grad_() for k, v in weights.items()}
-                loss = self.objective.loss(self.predict_features(weights, support.x), support.y)
+                loss = self.objective.loss(self._under_way(weights, support.x, index), support.y)
+                pulls = [w * m.pull(_own(weights, i), Examples(x, support.y, support.way)) for i, (m, x, w) in enumerate(every)]
+                loss = loss + torch.stack(pulls).sum(0)
                 if losses is not None:
                     losses.append(loss.mean().item())
                 found = dict(zip(weights, torch.autograd.grad(loss.sum(), list(weights.values()), create_graph=second_order), strict=True))
             moved: Adapted = {}
             for i, member in enumerate(members):
+                if index >= member.steps():
+                    moved |= {f"{i}/{k}": v for k, v in _own(weights, i).items()}
+                    continue
                 scaled = {name: member.scale() * g for name, g in _own(found, i).items()}
                 own, memories[i] = member.step(_own(weights, i), scaled, loss, memories[i], index)
                 moved |= {f"{i}/{k}": v for k, v in own.items()}

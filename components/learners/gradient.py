@@ -93,7 +93,11 @@ class Maml(Learner):
 
     def inner_loss(self, weights: Adapted, support: Examples, index: int) -> Tensor:
         """Return each task's support loss [T]."""
-        return self.objective.loss(self.outputs(weights, support.x, index), support.y)
+        return self.objective.loss(self.outputs(weights, support.x, index), support.y) + self.pull(weights, support)
+
+    def pull(self, weights: Adapted, support: Examples) -> Tensor:
+        """Return what each task's weights pay, beside its loss, for where they are [T]."""
+        return support.x.new_zeros(len(support.x))
 
     def memory(self, weights: Adapted) -> Adapted:
         """Return what a learned update rule remembers between steps, at the start."""
@@ -265,10 +269,9 @@ class Imaml(Maml):
     plain = False
     options: ImamlOptions
 
-    def inner_loss(self, weights: Adapted, support: Examples, index: int) -> Tensor:
+    def pull(self, weights: Adapted, support: Examples) -> Tensor:
         theta = self.start(support)
-        away = torch.stack([(w - theta[n]).flatten(1).square().sum(1) for n, w in weights.items()]).sum(0)
-        return super().inner_loss(weights, support, index) + 0.5 * self.options.proximal * away
+        return 0.5 * self.options.proximal * torch.stack([(w - theta[n]).flatten(1).square().sum(1) for n, w in weights.items()]).sum(0)
 
     def meta_loss(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         theta = self.start(batch.support)
@@ -282,7 +285,8 @@ class Imaml(Maml):
             scales: list[Tensor] = [self.log_scale] if self.from_means() else []  # it scales the outputs themselves, beside the head that it starts
             found = torch.autograd.grad(loss, values + scales)
             outer, direct = _flat(found[: len(values)]), found[len(values) :]
-            inner = _flat(torch.autograd.grad(super().inner_loss(phi, batch.support, self.steps()).sum(), values, create_graph=True))
+            losses = self.objective.loss(self.outputs(phi, batch.support.x, self.steps()), batch.support.y)  # without the pull
+            inner = _flat(torch.autograd.grad(losses.sum(), values, create_graph=True))
 
         def product(v: Tensor) -> Tensor:
             hessian = torch.autograd.grad(inner, values, v, retain_graph=True)
