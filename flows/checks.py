@@ -172,7 +172,7 @@ def _asks_features(config: Config) -> bool:
 def _encodes(spec: dict[str, Any]) -> bool:
     """Say whether a stored learner has one encoder for all tasks."""
     inner = [spec["member"]] if "member" in spec else spec.get("members", [])
-    return all(map(_encodes, inner)) if inner else spec["name"] == "theta*" or family(spec["name"]).encodes
+    return all(map(_encodes, inner)) if inner else spec["name"] in ("theta*", "linear") or family(spec["name"]).encodes
 
 
 def _check_recipes(config: Config) -> None:

@@ -50,6 +50,16 @@ def test_what_was_killed_is_started_again_and_the_rest_is_left_alone(server: Ser
 
 
 @pytest.mark.slow
+def test_a_deployment_that_was_removed_is_made_again(server: Server) -> None:
+    asked = {"deployments": {"name": {"any_": ["nightly"]}}}
+    (there,) = ask(f"{server.url}/deployments/filter", asked)
+    ask(f"{server.url}/deployments/{there['id']}", method="DELETE")
+    assert ask(f"{server.url}/deployments/filter", asked) == []
+    assert "(made)" in server.serve().stdout and len(ask(f"{server.url}/deployments/filter", asked)) == 1
+    assert "(already there)" in server.serve().stdout
+
+
+@pytest.mark.slow
 def test_stop_leaves_nothing_and_says_when_there_is_nothing(server: Server) -> None:
     assert server.processes()
     assert server.stop().startswith("stopped mlflow, prefect-server, worker-local")

@@ -189,10 +189,10 @@ class FusedLearner(Learner):
                 if not outer:
                     weights = {k: v.detach().requires_grad_() for k, v in weights.items()}
                 loss = self.objective.loss(self._under_way(weights, support.x, index), support.y)
-                pulls = [w * m.pull(_own(weights, i), Examples(x, support.y, support.way)) for i, (m, x, w) in enumerate(every)]
-                loss = loss + torch.stack(pulls).sum(0)
                 if losses is not None:
                     losses.append(loss.mean().item())
+                pulls = [w * m.pull(_own(weights, i), Examples(x, support.y, support.way)) for i, (m, x, w) in enumerate(every)]
+                loss = loss + torch.stack(pulls).sum(0)
                 found = dict(zip(weights, torch.autograd.grad(loss.sum(), list(weights.values()), create_graph=second_order), strict=True))
             moved: Adapted = {}
             for i, member in enumerate(members):
