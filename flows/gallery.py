@@ -10,6 +10,7 @@ from components.contracts import StageRef
 from components.scores import OBJECTIVE_SCORES, SCORES
 from flows import tracking
 from flows.artifacts import REFERENCES, markdown
+from flows.plan import fused_of
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
@@ -74,8 +75,8 @@ def _members(line: Pipeline, models: dict[str, StageRef]) -> Drawn:
 
     spec = json.loads((Path(models["fused"].path) / "learner.json").read_text())["spec"]
     spec = spec.get("member", spec)
-    order = sorted(line.config.fusion.members, key=lambda kind: kind == "linear")  # which comes last
-    named = [name for kind in order for name in ([n for n in models if n.startswith("student-")] if kind == "students" else [kind])]
+    named = fused_of(line.config, [name for name in models if name.startswith("student-")])
+    named += ["linear"] if "linear" in line.config.fusion.members else []
     if spec["name"] == "fused" and len(named) == len(spec["weights"]):
         title = f"{line.config.registry.model}, seed {line.config.seed}: weights of the fused learner ({spec['combine']})"
         yield "fusion-weights", score_figures.weights(named, spec["weights"], title)

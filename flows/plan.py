@@ -75,9 +75,8 @@ class _Drawing:
     def tasksets(self) -> None:
         config, seed = self.config, self.config.seed
         final = {f: getattr(config.evaluation, f) for f in ("settings", "tasks", "gate_tasks", "query", "within")}
-        drawn = {
-            name: value for name, value in to_plain(config.tasks).items() if name not in ("turns", "order_weight")
-        }  # what training makes of a task, not which it is
+        made = ("turns", "order_weight")  # what training makes of a task, not which it is
+        drawn = {name: value for name, value in to_plain(config.tasks).items() if name not in made}
         self.add("tasksets", "tasksets", {"tasks": drawn, "seed": seed}, {"pool": self.pool}, "components.tasksets")
         self.add("tasksets-final", "tasksets", {"evaluation": final, "seed": seed}, {"pool": self.pool}, "components.tasksets")
 

@@ -20,7 +20,7 @@ from flows.caching import lookup
 from flows.checks import check_outside, check_pool
 from flows.config import groups, load
 from flows.fanout import distilled
-from flows.plan import contender, seed_of_student
+from flows.plan import contender, fused_of, seed_of_student
 from flows.turns import deployed, turn
 from flows.versions import pinned
 
@@ -96,7 +96,8 @@ def retrain(
             made = {"base": base, "teacher": teacher}
             teachers = [made[name].path if name in made else outside.teachers[name][0] for name in config.student.teachers()]
             students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
-            joined = [ref for kind in config.fusion.members if kind != "linear" for ref in (students if kind == "students" else [made[kind]])]
+            made |= {ref.name: ref for ref in students}
+            joined = [made[name] for name in fused_of(config, [ref.name for ref in students])]
             fused = [done(stages.fuse, "fused", tasksets, joined, teachers, recipe)] if students else []
             best = stages.best_by_validation(students, OBJECTIVE_SCORES[config.domain.objective])
             if best and config.fusion.again.steps:
