@@ -18,10 +18,11 @@ from flows import cli, paths
 from flows.versions import PIN
 
 FOREIGN = 7 * 86_400.0  # seconds
+SCRATCH = 86_400.0  # seconds after which nobody is at work in a folder for the moment
 
 HELP = """python -m flows.gc days=<number> [dry=true]
 
-Removes stages' outputs, training states and versions of data that no run has used for so many days, and says how much that is.
+Removes stages' outputs, training states and versions of data that no run has used for so many days, what killed processes left, and says how much that is.
 Kept whatever their age: what a registered model version was made from, each stage's newest output, what a pipeline or sweep that is
 running has used, and data that a registered version, this checkout or a commit of it pins. Remotes and MLflow's own runs stay as they are
 (see `mlflow gc`).
@@ -43,9 +44,11 @@ def collect(days: str, dry: str = "false") -> None:
     outputs = [*unused_outputs(before, {v.tags.get(tag, "") for v in versions for tag in ("fingerprint", "evaluation")})]
     pins = [_pin(v) for v in versions if "retrain.run_id" in v.tags]
     data = [*unused_data(before, [*pins, *_own_pins()])]
-    freed = sum(_remove(path, dry == "true") for path in [*outputs, *data])
+    scratch = [*scraps(min(before, time.time() - SCRATCH))]
+    freed = sum(_remove(path, dry == "true") for path in [*outputs, *data, *scratch])
     told = "would free" if dry == "true" else "freed"
-    print(f"{told} {freed / 2**20:.1f} MB: {len(outputs)} outputs and states of stages, {len(data)} files of data that nothing pins")
+    parts = f"{len(outputs)} outputs and states of stages, {len(data)} files of data that nothing pins, {len(scratch)} folders of killed processes"
+    print(f"{told} {freed / 2**20:.1f} MB: {parts}")
 
 
 def _models(store: Any) -> Iterator[Any]:
@@ -123,6 +126,12 @@ def unused_data(before: float, pins: Iterable[str]) -> Iterator[Path]:
             if whole.exists():
                 kept |= {cache / entry["md5"][:2] / entry["md5"][2:] for entry in json.loads(whole.read_text())}
     yield from (path for path in cache.glob("*/*") if path not in kept and path.stat().st_mtime <= before)
+
+
+def scraps(before: float) -> Iterator[Path]:
+    """Yield folders for the moment that were made before then: who is killed leaves one behind."""
+    for kind in ("newest", "build", "evaluate", "dvc"):
+        yield from (path for path in paths.runs().glob(f".{kind}-*") if path.is_dir() and path.stat().st_mtime <= before)
 
 
 def _own_pins() -> Iterator[str]:

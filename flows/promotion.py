@@ -10,6 +10,7 @@ from prefect import task
 
 from components.contracts import RegistrySection, StageRef
 from components.lineage import trained_on
+from components.plain import fingerprint, to_plain
 from components.scores import SCORES
 from flows import paths, tracking
 from flows.plan import Outside
@@ -66,7 +67,7 @@ def rails(metrics: dict[str, float], ours: str, limits: RegistrySection) -> list
 
 @task(name="promote", task_run_name="promote")
 def promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
-    """evaluation -> registry alias. Registers a learner once; running it again decides nothing new."""
+    """evaluation -> registry alias. Registers a learner once; running it again on the same terms decides nothing new."""
     tracking.settle()
     ours = dataclasses.replace(ours, run_id=tracking.known(ours.run_id))
     with FileLock(paths.runs() / f"promote-{line.config.registry.model}.lock"):  # two pipelines register and decide one after the other
@@ -76,7 +77,9 @@ def promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, 
 def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
     model, store = line.config.registry.model, tracking.store()
     known = tracking.version_with(model, "fingerprint", ours.fingerprint)
-    if known is not None and known.tags.get("decision"):
+    beaten = outside.champion[1] if outside.champion else "none"
+    terms = fingerprint({"incumbent": beaten, "limits": to_plain(line.config.registry)})
+    if known is not None and _stands(known.tags, terms):
         champion = tracking.alias(model, "champion")
         holds = champion is not None and champion.version == known.version
         return Decision(model, str(known.version), holds, f"decided before: {known.tags['decision']}")
@@ -92,7 +95,7 @@ def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef,
         wins, reason = False, f"{reason}; refused: {'; '.join(refused)}"
         for set_tag, where in ((store.set_model_version_tag, (model, version)), (store.set_tag, (line.run_id,))):
             set_tag(*where, "refused", "; ".join(refused))
-    beaten = outside.champion[1] if outside.champion else "none"
+    store.set_model_version_tag(model, version, "terms", terms)
     store.set_model_version_tag(model, version, "incumbent", beaten)  # before the alias: killed between the two, the next run decides the same
     standing = tracking.alias(model, "champion")
     if wins and standing is not None and standing.tags["fingerprint"] not in (ours.fingerprint, beaten):
@@ -104,6 +107,16 @@ def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef,
     store.set_model_version_tag(model, version, "decision", ("champion: " if wins else "challenger: ") + reason)
     store.set_tag(line.run_id, "promotion", reason)
     return Decision(model, version, wins, reason)
+
+
+def _stands(tags: dict[str, str], terms: str) -> bool:
+    """Tell whether a version's decision is one for these terms.
+
+    Who became champion once, and was set aside by hand, does not come back by itself; who stayed challenger is judged anew by other limits, or beside
+    another champion.
+    """
+    decision = tags.get("decision", "")
+    return decision.startswith("champion:") or (bool(decision) and tags.get("terms", terms) == terms)
 
 
 def _met(champion: str, pool: Pinned) -> int:

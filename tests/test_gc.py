@@ -12,7 +12,7 @@ from test_versions import domain, project  # noqa: F401
 from workspace import SMOKE, Workspace
 
 from components.inputs import InputError
-from flows import caching, gc, tracking
+from flows import caching, gc, paths, tracking
 from flows.caching import Key
 from flows.versions import pin_data
 
@@ -101,6 +101,16 @@ def test_a_run_of_another_machine_holds_back_for_a_week(tmp_path: Path, monkeypa
     young = store.create_run(experiment, int(1000 * (now - 6 * 86_400)), {"process": "7 123 another"})
     assert gc._oldest_start(store) == pytest.approx(now - 6 * 86_400, abs=1)
     assert young.info.run_id in capsys.readouterr().err
+
+
+def test_a_killed_process_leaves_a_folder_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWLOOP_ROOT", str(tmp_path))
+    for name in (".build-a", ".newest-b", ".evaluate-c", "evaluate-of-mine"):
+        (paths.runs() / name).mkdir(parents=True)
+    os.utime(paths.runs() / ".build-a", (50, 50))
+    os.utime(paths.runs() / "evaluate-of-mine", (50, 50))
+    assert [path.name for path in gc.scraps(100)] == [".build-a"]
+    assert len([*gc.scraps(time.time() + 1)]) == 3
 
 
 def test_data_that_a_pin_names_stay(project: Path) -> None:  # noqa: F811

@@ -36,12 +36,12 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     tracking.client.cache_clear()
 
 
-def decided(folder: Path, pool: Pool, ours: str, compared: str | None) -> promotion.Decision:
+def decided(folder: Path, pool: Pool, ours: str, compared: str | None, margin: float = 0.0) -> promotion.Decision:
     """Decide about the version of fingerprint `ours`, which was better than that of `compared`."""
     (folder / "learner.json").write_text(json.dumps({"about": {"domain": "glyphs", "trained_on": []}}))
     experiment = tracking.open_store("glyphs")
     with tracking.run(experiment, "pipeline", {"stage": "retrain"}) as run_id:
-        line = Pipeline(load([SMOKE]), experiment, run_id, {"data.md5": "x"})
+        line = Pipeline(load([SMOKE, f"registry.margin={margin}"]), experiment, run_id, {"data.md5": "x"})
         pinned = Pinned("glyphs", str(pool.path), "x", "x", "", "already there", False)
         fused, evaluation = (
             StageRef(name, name, str(folder), ours, "d", run_id, 1.0, False, BETTER if name == "evaluation" else {}) for name in ("fused", "evaluation")
@@ -75,6 +75,16 @@ def test_who_beat_a_champion_that_is_one_no_more_waits_for_the_next_run(model: s
     assert not late.champion and "version 2 became champion meanwhile" in late.reason and champion() == "b"
     assert "decision" not in tracking.version_with(model, "fingerprint", "c").tags
     assert decided(tmp_path, small_pool, "c", "b").champion and champion() == "c"
+
+
+def test_who_stayed_challenger_is_judged_anew_on_other_terms_and_who_was_champion_is_not(model: str, small_pool: Pool, tmp_path: Path) -> None:
+    store = tracking.store()
+    store.set_registered_model_alias(model, "champion", "1")
+    assert not decided(tmp_path, small_pool, "b", "a", margin=0.5).champion
+    assert decided(tmp_path, small_pool, "b", "a", margin=0.5).reason.startswith("decided before: challenger")
+    assert decided(tmp_path, small_pool, "b", "a").champion and champion() == "b", "another margin"
+    store.set_registered_model_alias(model, "champion", "3")  # by hand
+    assert decided(tmp_path, small_pool, "b", "c", margin=0.0).reason.startswith("decided before: champion") and champion() == "c"
 
 
 def test_of_two_first_pipelines_the_second_is_no_champion_unseen(model: str, small_pool: Pool, tmp_path: Path) -> None:

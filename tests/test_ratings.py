@@ -142,6 +142,7 @@ def test_a_file_without_a_needed_column_or_with_text_for_numbers_is_named(tmp_pa
     for changed, told in (
         (table.drop_columns(["time"]), "lacks time"),
         (table.set_column(3, "time", pa.array(["noon"] * len(table))), "numbers in column time"),
+        (table.set_column(2, "rating", pa.array([1e39] * len(table))), "a number below 3e38 in every row of rating and time"),
         (table.slice(0, 9), "needs four users with 5 ratings"),
     ):
         pyarrow.csv.write_csv(changed, tmp_path / "changed.csv")
@@ -169,6 +170,9 @@ def test_a_file_of_ratings_is_read_as_the_model_knows_its_items(tmp_path: Path) 
         ("b", ["film 7", "film 3"], [2.0, 1.0]),
     ]
     assert (lacks, strangers) == (["no such film"], ["d"])
+    (tmp_path / "mine.csv").write_text("item,rating,time\nfilm 3,2,30\nfilm 7,5,20\nfilm 3,4,10\n")
+    (known,), _, _ = shelf.read(tmp_path / "mine.csv")
+    assert ([shelf.names[i] for i in known.items], known.values.tolist()) == (["film 7", "film 3"], [5.0, 2.0]), "the newest of two counts"
     for text, told in (
         ("item,stars\nfilm 3,4\n", "lacks rating"),
         ("item,rating,time\nfilm 3,4,t10\n", "numbers in column time, got string"),

@@ -137,6 +137,8 @@ def test_row_numbers_that_pandas_keeps_are_no_feature(tmp_path: Path) -> None:
 def test_names_are_texts_and_never_numbers(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("a,label\n" + "".join(f"{i},{label}\n" for i, label in enumerate(("0012", "12", " 12", "0012"))))
     assert [(c.name, c.count) for c in table.build(options(tmp_path / "rows.csv")).classes] == [("0012", 2), ("12", 2)]
+    pq.write_table(pa.table({"a": [1.0, 2.0], "label": pa.array([b"x", b"y"], pa.binary())}), tmp_path / "bytes.parquet")
+    assert [c.name for c in table.build(options(tmp_path / "bytes.parquet", min_items=1)).classes] == ["x", "y"]
     (tmp_path / "gaps.csv").write_text("a,label\n1,x\n2,\n3,y\n4,\n")
     with pytest.raises(InputError, match="name in every row of column label, got 2 rows without one"):
         table.build(options(tmp_path / "gaps.csv", min_items=1))

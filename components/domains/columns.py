@@ -71,6 +71,8 @@ def read_table(path: Path, names: Sequence[str | None] = ()) -> pa.Table:
         table.validate(full=True)  # texts that are no UTF-8, say
         index = [name for name in (table.schema.pandas_metadata or {}).get("index_columns", []) if name in table.column_names]
         table = table.drop_columns([name for name in index if re.fullmatch(r"__index_level_\d+__", name)])  # pandas' row numbers: no column of the user's
+        for name in (name for name, kind in zip(table.column_names, table.schema.types, strict=True) if pa.types.is_binary(kind)):
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))  # texts that nobody declared to be such
         found = list(table.column_names)  # nor names
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be a CSV file with a header or a Parquet file, got: {one_line(error)}. Check the file.") from error

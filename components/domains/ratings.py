@@ -153,8 +153,8 @@ def read_own(options: RatingsOptions) -> Told:
         require(is_numeric(kind), f"{path} must hold numbers in column {name}, got {kind}. Turn times into seconds, say.")
     user, item = (np.array(names_in(table, name, path), dtype=object) for name in needed[:2])
     found = [table.column(name).to_numpy().astype(np.float64) for name in numeric]
-    whole = all(bool(np.isfinite(own).all()) for own in found)
-    require(whole, f"{path} must hold a number in every row of {' and '.join(numeric)}, got gaps. Remove those rows.")
+    whole = all(bool((np.abs(own) <= np.finfo(np.float32).max).all()) for own in found)
+    require(whole, f"{path} must hold a number below 3e38 in every row of {' and '.join(numeric)}, got others or gaps. Remove those rows.")
     order = np.argsort(found[-1], kind="stable")
     people = newest(user[order].tolist(), numbers(table, options.about, path)[order]) if options.about else {}
     return Told(user, item, np.ones(len(user)) if options.rating is None else found[0], found[-1], {}, about=options.about, people=people)

@@ -64,14 +64,16 @@ class Shelf:
         """Read a file of ratings, of one user or of several; return each user's, the items that the catalogue lacks, and users of whom it lacks every item.
 
         Rows are taken in the order of the column of times, where there is one; what no column tells of a user is the mean. Raises InputError
-        where a column is missing, a rating lies outside of the scale, a user rated an item twice, or touched too many, or no item is known.
+        where a column is missing, a rating lies outside of the scale, a user rated an item twice and no time tells which is newer, or touched too many,
+        or no item is known.
         """
         scale = self.scale
         table = read_table(path, [scale["user"], scale["item"]])
         needed = [scale["item"], *([scale["rating"]] if scale["rating"] else [])]
         lacks = [name for name in needed if name not in table.column_names]
         require(not lacks, f"{path} must have the columns {' and '.join(needed)}, but lacks {describe(lacks)}. Add them.")
-        if scale["time"] in table.column_names:
+        timed = scale["time"] in table.column_names
+        if timed:
             kind = table.schema.field(scale["time"]).type
             require(is_numeric(kind), f"{path} must hold numbers in column {scale['time']}, got {kind}. Turn times into seconds, or leave the column out.")
             table = table.sort_by(scale["time"])
@@ -86,11 +88,12 @@ class Shelf:
         known, strangers = [], []
         for own in sorted(rows_by(coded(users)[1]), key=lambda rows: int(rows[0])):  # users in the order of their first rows
             user, names = users[own[0]], [items[row] for row in own]
-            if scale["rating"] and len(set(names)) < len(names):
+            if scale["rating"] and not timed and len(set(names)) < len(names):
                 twice = sorted(name for name, count in Counter(names).items() if count > 1)
                 raise InputError(f"{path} must hold one rating an item, got several of {describe(twice)}{f' by {user}' if user else ''}. Keep the newest.")
             own = own[rated[own] >= 0]
-            own = own[np.sort(np.unique(rated[own], return_index=True)[1])]  # what is touched again counts once
+            own = own[::-1] if scale["rating"] else own  # of ratings the newest counts, of touches the first
+            own = np.sort(own[np.unique(rated[own], return_index=True)[1]])
             if not len(own):
                 strangers.append(user)
                 continue
