@@ -1,8 +1,13 @@
 """Bad input: one line that says what was required, what was received, what to do; exit code 2; before any work."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from flows import cli
+from flows import cli, paths
 
 BAD = {
     "unknown group choice": ["learner=resnet"],
@@ -147,6 +152,13 @@ def test_a_path_key_is_taken_verbatim() -> None:
     from flows.config import load
 
     assert load(["mirror=/data/a=b,c"]).mirror == "/data/a=b,c"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", sorted(path.stem for path in (paths.CODE / "flows").glob("*.py") if '__name__ == "__main__"' in path.read_text()))
+def test_every_command_tells_how_it_is_called(module: str, tmp_path: Path) -> None:
+    made = subprocess.run([sys.executable, "-m", f"flows.{module}", "--help"], cwd=paths.CODE, env=os.environ | {"FEWLOOP_ROOT": str(tmp_path)}, capture_output=True)
+    assert made.returncode == 0 and f"flows.{module}" in made.stdout.decode() and not [*tmp_path.iterdir()]
 
 
 LATER = {

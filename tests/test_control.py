@@ -287,6 +287,16 @@ def test_who_is_told_where_the_goal_is_goes_there_and_a_stored_policy_plays_alik
 
 
 @pytest.mark.slow
+def test_policies_learn_in_two_processes(chain: Callable[[str], Chain], new_workspace: Callable[[], Workspace]) -> None:
+    made = chain("control")
+    two = new_workspace()
+    out = two.retrain(*made.asked, "trainer=ddp_sim", "student.count=0")
+    assert "ran: tasksets, tasksets-final, base, teacher" in out.stdout
+    knowing = [w.metrics()["test/1w20s/oracle/return"] - w.metrics()["test/1w20s/base-unadapted/return"] for w in (made.workspace, two)]
+    assert min(knowing) > 10, "two processes learn as one does to go where they are told"
+
+
+@pytest.mark.slow
 def test_what_control_cannot_have_is_told_in_one_line(finished: Workspace) -> None:
     for wrong, told in (
         ("fusion.mode=greedy", "fusion.mode must be average or weights"),

@@ -11,7 +11,7 @@ import yaml
 from served import Server
 from workspace import until
 
-from flows import paths
+from flows import deploy, paths
 from flows.config import load
 
 
@@ -33,7 +33,12 @@ def test_the_deployments_are_the_named_ones_and_compose() -> None:
     assert found["gpu"]["work_pool"]["name"] != found["nightly"]["work_pool"]["name"]
 
 
-@pytest.mark.slow
+def test_what_a_server_holds_is_of_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = deploy.digest()
+    monkeypatch.setattr(paths, "CODE", paths.CODE / "elsewhere")
+    assert deploy.digest() != here
+
+
 def test_all_deployments_are_there(server: Server) -> None:
     listed = server.command("deployment", "ls").stdout
     for name, told in deployments().items():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tasks_for_tests import PICTURES, predict, spec, tasks
+from tasks_for_tests import PICTURES, VECTORS, predict, spec, tasks
 from torch.nn.functional import cross_entropy, softmax
 
 from components.batches import ItemBatches, LessonBatches, TaskBatches
@@ -86,6 +86,17 @@ def test_a_ranking_is_taught_by_what_the_teacher_thinks_of_each_pair() -> None:
     own = args[1].clone().requires_grad_()
     rank_loss(own, args[1]).backward()
     assert own.grad.abs().max() < 1e-12, "who thinks the same has nothing to learn"
+
+
+def test_of_values_labelled_and_unlabelled_queries_weigh_alike() -> None:
+    student, teacher = (store.build(spec("cnp", "squared_error", "mlp"), seed).eval() for seed in (0, 1))
+    given = lesson(unlabelled=9, way=1, shape=VECTORS)
+    with torch.no_grad():
+        asked = torch.cat([given.query.x, given.unlabelled], 1)
+        own, theirs = (learner.predict(learner.adapt(given.support), asked) for learner in (student, teacher))
+    right = replace(given, query=replace(given.query, y=theirs[:, : given.query.y.shape[1], 0]))  # a teacher that is nowhere off is followed everywhere
+    _, metrics = loss_of(student, teacher, replace(PLAIN, soft_weight=1.0), right, shape=VECTORS)
+    assert metrics["soft_loss"].item() == pytest.approx(((own - theirs) ** 2).mean().item(), rel=1e-5)
 
 
 def test_the_feature_loss_is_the_distance_of_directions() -> None:
