@@ -157,7 +157,8 @@ def test_a_path_key_is_taken_verbatim() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("module", sorted(path.stem for path in (paths.CODE / "flows").glob("*.py") if '__name__ == "__main__"' in path.read_text()))
 def test_every_command_tells_how_it_is_called(module: str, tmp_path: Path) -> None:
-    made = subprocess.run([sys.executable, "-m", f"flows.{module}", "--help"], cwd=paths.CODE, env=os.environ | {"FEWLOOP_ROOT": str(tmp_path)}, capture_output=True)
+    asked, own = [sys.executable, "-m", f"flows.{module}", "--help"], os.environ | {"FEWLOOP_ROOT": str(tmp_path)}
+    made = subprocess.run(asked, cwd=paths.CODE, env=own, capture_output=True)
     assert made.returncode == 0 and f"flows.{module}" in made.stdout.decode() and not [*tmp_path.iterdir()]
 
 
