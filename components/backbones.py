@@ -1,6 +1,6 @@
 """A backbone on disk: `backbone.json`, its architecture and the shape of its inputs, and `backbone.safetensors`, its state dict.
 
-Whoever trained it, by whatever means; docs/domains.md names the tensors.
+Whoever trained it, by whatever means; docs/domains.md names the tensors. What fewloop trained has `lineage.json` beside them: the classes that took part.
 """
 
 import hashlib
@@ -15,17 +15,32 @@ from torch import Tensor, nn
 
 from components.inputs import InputError, require
 from components.learning import BackboneSection
+from components.lineage import trained_on
 from components.networks import build_backbone
 from components.plain import describe, narrow, one_line, to_plain
 
-SPEC, WEIGHTS = "backbone.json", "backbone.safetensors"
+SPEC, WEIGHTS, LINEAGE = "backbone.json", "backbone.safetensors", "lineage.json"
 
 
-def save(backbone: nn.Module, section: BackboneSection, input_shape: tuple[int, ...], folder: Path) -> None:
-    """Write a backbone for inputs [C, H, W] or [D] into a folder."""
+def save(backbone: nn.Module, section: BackboneSection, input_shape: tuple[int, ...], folder: Path, behind: dict[str, Any] | None = None) -> None:
+    """Write a backbone for inputs [C, H, W] or [D] into a folder; `behind`: what the learner that it is of tells of its classes."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}, folder / WEIGHTS)
     (folder / SPEC).write_text(json.dumps(to_plain(narrow(section, BackboneSection)) | {"input_shape": list(input_shape)}, indent=1) + "\n")
+    if behind is not None:
+        (folder / LINEAGE).write_text(json.dumps(behind, indent=1) + "\n")
+
+
+def behind(folder: str | Path) -> list[dict[str, Any]]:
+    """Return what is told of the classes that the weights were trained on: nothing where others trained them. Raises InputError where it cannot be read."""
+    path = Path(folder) / LINEAGE
+    try:
+        told = [json.loads(path.read_text())] if path.exists() else []
+        for one in told:
+            trained_on(one, one["domain"])
+        return told
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{LINEAGE} must tell the classes of a backbone, got something else in {folder}. Export it again, or remove that file.") from error
 
 
 def load(folder: str | Path, section: BackboneSection, input_shape: tuple[int, ...] | None) -> dict[str, Tensor]:
@@ -83,4 +98,6 @@ def digest(folder: str | Path) -> str:
     found = hashlib.sha256()
     for name, tensor in sorted(load_file(Path(folder) / WEIGHTS).items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode() + tensor.numpy().tobytes())
+    for told in behind(folder):  # who begins from them keeps it
+        found.update(json.dumps(told, sort_keys=True).encode())
     return found.hexdigest()

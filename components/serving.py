@@ -16,6 +16,7 @@ from components.inputs import InputError
 from components.manifest import intact
 
 PART = 64  # of a query, answered at once
+LARGEST = 1e15  # features of larger numbers have no norm in float32, and every answer would be as likely
 
 
 def signature(learner: str | Path) -> ModelSignature:
@@ -133,4 +134,6 @@ def _inputs(raw: np.ndarray) -> Any:
 
     from components.domains import images
 
+    if raw.dtype.kind == "f" and not np.abs(raw).max(initial=0) <= LARGEST:
+        raise InputError(f"support and query need numbers of at most {LARGEST:g}, got larger ones, whose squares overflow. Check their scale.")
     return images.prepare(torch.from_numpy(np.array(raw)))[None]

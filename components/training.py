@@ -343,6 +343,7 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
         names = pool.classes["name"].to_pylist()
         trained = [names[c] for c in pool.split("train")]
         before = [store.about(path) for path in (*job.teachers, *job.members, *([job.start] if job.start else []))]
+        before += backbones.behind(job.backbone.start) if job.backbone.start is not None else []
         about: dict[str, Any] = lineage(pool.domain, trained, before) | {"objective": job.objective, "start": began}
         about |= pool.kept | ({"frozen": True} if job.backbone.frozen else {})
         store.save(learner, spec, Path(job.out), about, pool.path)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import cli
-from flows.paths import into_place, target_file
+from flows.paths import into_place, target_file, target_folder
 
 HELP = """python -m flows.adapt model=models:/<name>@champion support=<folder or file> query=<folder or file> out=<csv>
 
@@ -65,8 +65,7 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
     from components.inputs import require
     from flows import tracking
 
-    target, kept = target_file(out, support, save, *query.split(",")), Path(save) if save else None
-    require(kept is None or (kept.parent.is_dir() and not kept.exists()), f"save must be a new folder in one that exists, got {save}. Choose another name.")
+    target, kept = target_file(out, model, support, save, *query.split(",")), target_folder(save, "save") if save else None
     least = _probability(abstain)
     folder = tracking.model_folder(model)
     from components import serving
@@ -98,6 +97,9 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
         adapted, shots = serving.adapt(learner, x, y, losses), {"support": support, "shots": len(y)}
     else:
         (adapted, classes), shots = store.load_adapted(folder), {}
+    columns_of = ("row" if columns else "file", "class", "probability")
+    odd = [name for name in classes if name in columns_of]
+    require(not odd, f"classes need other names than the columns {', '.join(columns_of)} of the table, got {describe(odd)}. Rename them.")
     experiment = tracking.open_store(about["domain"])
     with tracking.run(experiment, "adapt", {"stage": "adapt", "model": model}) as run_id:
         tracking.log_params(run_id, {"model": model, "query": query, "way": len(classes), "abstain": least, **shots})
@@ -107,7 +109,7 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
         sure = probabilities.max(1) >= least
         with into_place(target) as partial, partial.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["row" if columns else "file", "class", "probability", *classes])
+            writer.writerow([*columns_of, *classes])
             for name, known, row in zip(names, sure, probabilities, strict=True):
                 writer.writerow([name, classes[int(row.argmax())] if known else "", f"{row.max():.4f}", *(f"{p:.4f}" for p in row)])
         if kept is not None:

@@ -9,6 +9,7 @@ from components.domains.options import OPTIONS, OwnFiles
 from components.inputs import require
 from components.learners.options import FAMILIES, family
 from components.learning import LearnerSection
+from components.plain import describe
 
 if TYPE_CHECKING:
     from flows.plan import Outside
@@ -152,6 +153,9 @@ def check_outside(config: Config, pool: str, outside: "Outside") -> None:
         if where in starts:  # weights can begin anywhere
             seen: Pool | None = opened
             reason = misfit(spec, spec["objective"], opened)
+            names = [kept["names"] for kept in (told["about"].get("columns"), opened.kept.get("columns")) if kept]
+            if not reason and len(names) == 2 and names[0] != names[1]:
+                reason = f"The model reads columns {describe(names[0])}, but the data have {describe(names[1])}, in this order"
         else:  # a teacher must read what it is shown
             seen, reason = view(opened, folder, spec, told["about"], config.domain.objective)
             if not reason and not _encodes(spec) and _asks_features(config):

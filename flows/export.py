@@ -1,10 +1,9 @@
 """Write a model's backbone as weights that a learner can begin from: `python -m flows.export model=<uri> out=<folder>`"""
 
 import sys
-from pathlib import Path
 
 from flows import cli
-from flows.paths import into_place
+from flows.paths import into_place, target_folder
 
 HELP = """python -m flows.export model=<uri> out=<folder>
 
@@ -19,27 +18,28 @@ def export(model: str, out: str) -> None:
     from components.inputs import require
     from flows import tracking
 
-    target = Path(out)
-    require(target.parent.is_dir() and not target.exists(), f"out must be a new folder in one that exists, got {out}. Choose another name.")
+    target = target_folder(out)
     folder = tracking.model_folder(model)
     from components import backbones
     from components.learners import store
     from components.learning import BackboneSection
     from components.plain import from_plain
 
-    learner, spec, _ = store.load(folder)
+    learner, spec, about = store.load(folder)
     spec = spec.get("member", spec)  # of a learner that looks at several views
     require(
         spec["objective"] != "return",
         f"export needs a learner of pictures or vectors, got {model}, a policy, which reads what it believes besides. Choose another.",
     )
-    steps = spec.get("options", {}).get("norm") == "per_step"
-    require(not steps, f"export needs one normalisation, got {model}, which has one for every inner step. Train with learner.options.norm=running.")
+    several_norms = {"per_step": "one for every inner step", "task": "that of the task at hand"}
+    norm = several_norms.get(spec.get("options", {}).get("norm"))
+    require(norm is None, f"export needs one normalisation, got {model}, which has {norm}. Train with learner.options.norm=running.")
     several = f"got {model}, which is {spec['name']} of {len(spec.get('members', []))} learners"
     require("backbone" in spec, f"export needs a learner of one backbone, {several}. Name a teacher or student: a folder under mlruns/stages/.")
     section, shape = from_plain(BackboneSection, spec["backbone"]), tuple(spec["input_shape"])
     with into_place(target) as partial:
-        backbones.save(learner.backbone, section, shape, partial)  # type: ignore[arg-type]
+        behind = {name: about[name] for name in ("domain", "trained_on", "earlier") if name in about}
+        backbones.save(learner.backbone, section, shape, partial, behind if "trained_on" in behind else None)  # type: ignore[arg-type]
     print(f"{section.name} backbone of widths {section.widths} for inputs {list(shape)}: {target}")
 
 

@@ -78,10 +78,14 @@ def stages() -> Path:
     return runs() / "stages"
 
 
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
 @contextmanager
 def into_place(target: Path) -> Iterator[Path]:
     """Give the name of a file or folder beside `target`, which is renamed into its place once it is written."""
-    partial = target.with_name(f".{target.name}.partial")
+    partial = _partial(target)
     try:
         yield partial
         os.replace(partial, target)
@@ -94,10 +98,36 @@ def into_place(target: Path) -> Iterator[Path]:
 
 
 def target_file(out: str, *read: str) -> Path:
-    """Return the file that is to be written. Raises InputError where it is a folder, or lies in none, or is one of the paths that are read."""
+    """Return the file that is to be written, where a link points to.
+
+    Raises InputError where it is a folder, a device or a pipe, cannot be written, or is read: itself, or as what is already in a folder that is.
+    """
     target = Path(out)
     require(target.name != "" and not target.is_dir(), f"out must be a file, got {out or 'nothing'}, a folder. Name a file in it.")
+    target = target.resolve() if target.is_symlink() else target  # renamed into the place of a link, it would leave the file behind it as it was
+    require(not target.exists() or target.is_file(), f"out must be a file, got {out}, a device or a pipe. Name a file.")
     require(target.parent.is_dir(), f"out must lie in a folder that exists, got {target.parent}. Create it.")
-    same = [path for path in read if path and Path(path).resolve() == target.resolve()]
+    own = target.resolve()
+    within = target.exists() and target.suffix.lower() != ".csv"  # of the tables that are written, one may replace the one before it
+    same = [path for path in map(Path, read) if path.name and (path.resolve() == own or (within and own.is_relative_to(path.resolve())))]
     require(not same, f"out must be a file of its own, got {out}, which is read. Choose another name.")
+    _writable(target, "out")
     return target
+
+
+def target_folder(out: str, name: str = "out") -> Path:
+    """Return the folder that is to be written. Raises InputError where there is something already, or nothing can be."""
+    target = Path(out)
+    require(target.parent.is_dir() and not target.exists(), f"{name} must be a new folder in one that exists, got {out}. Choose another name.")
+    _writable(target, name)
+    return target
+
+
+def _writable(target: Path, name: str) -> None:
+    """Raise InputError where nothing can be written beside the target: before the work, and not after it."""
+    partial = _partial(target)
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise InputError(f"{name} must be where files can be written, got {target}: {error.strerror}. Choose another place.") from error

@@ -17,6 +17,8 @@ from flows.plan import Outside
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
+BY_HAND = "promote by hand with python -m flows.promote"
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -37,10 +39,10 @@ def judge(metrics: dict[str, float], champion: bool, met: int, margin: float) ->
     if not champion:
         return True, "there was no champion"
     if met:
-        return False, f"the champion was trained on {met} of the gate and test classes: not compared; promote by hand with python -m flows.promote"
+        return False, f"the champion was trained on {met} of the gate and test classes: not compared; {BY_HAND}"
     name = next((n for n in metrics if n.startswith("gate/") and n.count("/") == 2 and "-minus-champion/" in n and not n.endswith("_ci95")), None)
     if name is None:
-        return False, "the champion takes other inputs than these data have: not compared; promote by hand with python -m flows.promote"
+        return False, f"the champion takes other inputs than these data have: not compared; {BY_HAND}"
     label, score = name.split("/")[1].replace("-minus-", " - "), SCORES[name.rpartition("/")[2]]
     mean, half = score.sign * metrics[name], metrics[f"{name}_ci95"]
     better = "" if score.sign > 0 else " (less is better)"
@@ -90,6 +92,8 @@ def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef,
     store.set_registered_model_alias(model, "challenger", version)
     met = _met(outside.champion[0], pool) if outside.champion else 0
     wins, reason = judge(evaluation.metrics, outside.champion is not None, met, line.config.registry.margin)
+    if own := _met(ours.path, pool):
+        wins, reason = False, f"it began from what was trained on {own} of the gate and test classes: its scores are not those of new ones; {BY_HAND}"
     refused = rails(evaluation.metrics, ours.name, line.config.registry)
     if refused:
         wins, reason = False, f"{reason}; refused: {'; '.join(refused)}"
@@ -119,11 +123,11 @@ def _stands(tags: dict[str, str], terms: str) -> bool:
     return decision.startswith("champion:") or (bool(decision) and tags.get("terms", terms) == terms)
 
 
-def _met(champion: str, pool: Pinned) -> int:
-    """Count the champion's training classes that are gate or test classes now."""
+def _met(learner: str, pool: Pinned) -> int:
+    """Count the training classes of the learner in a folder, and of what it began from, that are gate or test classes now."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(Path(pool.path) / "classes.parquet")
     held_out = {n for n, s in zip(table["name"].to_pylist(), table["split"].to_pylist(), strict=True) if s in ("gate", "test")}
-    told = json.loads((Path(champion) / "learner.json").read_text())["about"]
+    told = json.loads((Path(learner) / "learner.json").read_text())["about"]
     return len(held_out & trained_on(told, pool.domain))

@@ -174,7 +174,13 @@ def test_the_digest_is_of_the_numbers_and_their_names(tmp_path: Path) -> None:
     save_file(dict(reversed(weights(tmp_path / "a").items())), tmp_path / "b" / "backbone.safetensors", metadata={"note": "the same"})
     elsewhere(tmp_path / "c", seed=1)
     a, b, c = (backbones.digest(tmp_path / name) for name in "abc")
-    assert a == b != c
+    assert a == b != c and backbones.behind(tmp_path / "a") == []
+    for told in ("{", "[]", '{"domain": 5}', '{"domain": "glyphs", "trained_on": 5}'):
+        (tmp_path / "b" / "lineage.json").write_text(told)
+        with pytest.raises(InputError, match=r"lineage.json must tell the classes of a backbone, got something else"):
+            backbones.digest(tmp_path / "b")
+    (tmp_path / "b" / "lineage.json").write_text('{"domain": "glyphs", "trained_on": ["a"]}')
+    assert backbones.digest(tmp_path / "b") != a, "who begins from it keeps that"
 
 
 def test_other_weights_are_another_base_and_the_same_ones_elsewhere_are_not() -> None:
@@ -278,12 +284,14 @@ def test_two_processes_keep_frozen_weights_and_reach_what_one_does(small_pool: P
 def test_a_normalisation_of_every_step_is_not_exported_as_one(tmp_path: Path) -> None:
     from flows.export import export
 
-    for norm in ("per_step", "running"):
+    for norm in ("per_step", "task", "running"):
         told = spec("mamlpp", norm=norm)
-        store.save(store.build(told), told, tmp_path / norm, {"domain": "glyphs"})
+        store.save(store.build(told), told, tmp_path / norm, {"domain": "glyphs", "trained_on": ["a", "b"], "earlier": {"table": ["c"]}, "objective": "any"})
     export(str(tmp_path / "running"), str(tmp_path / "out"))
-    with pytest.raises(InputError, match=r"export needs one normalisation, got .*Train with learner.options.norm"):
-        export(str(tmp_path / "per_step"), str(tmp_path / "none"))
+    for norm in ("per_step", "task"):
+        with pytest.raises(InputError, match=r"export needs one normalisation, got .*Train with learner.options.norm"):
+            export(str(tmp_path / norm), str(tmp_path / "none"))
+    assert backbones.behind(tmp_path / "out") == [{"domain": "glyphs", "trained_on": ["a", "b"], "earlier": {"table": ["c"]}}]
     assert (tmp_path / "out").exists() and not (tmp_path / "none").exists()
 
 

@@ -19,13 +19,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tasks_for_tests import CONV, MLP, PICTURES, VECTORS
+from tasks_for_tests import CONV, MLP, PICTURES, VECTORS, spec
 from workspace import PATIENCE, Workspace, until
 
 from components import serving
 from components.contracts import ServingSection
 from components.domains import images
 from components.endpoint import Endpoint
+from components.inputs import InputError
 from components.learners import store
 from flows.config import load
 
@@ -127,6 +128,14 @@ def test_a_regression_answers_values() -> None:
     told = {"support_x": x, "support_y": np.arange(5) / 5, "query_x": x[:2]}
     values = client.post("/predict", told).json()["values"]
     assert np.allclose(values, serving.predict(at.learner, x, told["support_y"], x[:2]), atol=1e-6)
+
+
+def test_rows_far_off_are_no_even_answer() -> None:
+    of = spec("protonet", kind="mlp")
+    learner, x, y = store.build(of), np.random.default_rng(0).normal(size=(4, *VECTORS)).astype(np.float32), np.array([0, 0, 1, 1])
+    for support, query in ((x, 1e30 * x), (1e30 * x, x)):
+        with pytest.raises(InputError, match="numbers of at most 1e\\+15, got larger ones"):
+            serving.predict(learner, support, y, query)
 
 
 @pytest.mark.parametrize("size", [1e5, 1e15, 1e25])

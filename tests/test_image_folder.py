@@ -15,7 +15,7 @@ from sources import Chain, png_head
 from components.contracts import SplitsSection
 from components.domains import image_folder, images
 from components.domains.options import ImageFolderOptions, content
-from components.domains.pictures import listed, others, read_picture
+from components.domains.pictures import listed, others, read_picture, read_support
 from components.inputs import InputError
 from components.splits import split_of
 from flows.config import load
@@ -59,6 +59,7 @@ PROBLEMS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "another format": ("(cannot be read)", lambda root: Image.new("L", (9, 9)).save(root / "a" / "tga.png", format="TGA")),
     "a bomb": ("(cannot be read)", lambda root: (root / "a" / "large.png").write_bytes(png_head(60_000))),
     "a link": ("a link out of the folder", lambda root: (root / "a" / "away.png").symlink_to(root.parent / "outside.png")),
+    "a linked class": ("class again (a linked folder)", lambda root: (root / "again").symlink_to(root / "a")),
     "a note": ("a/notes.txt (no picture)", lambda root: (root / "a" / "notes.txt").write_text("note")),
     "another suffix": ("a/9.bmp (no picture)", lambda root: Image.new("L", (9, 9)).save(root / "a" / "9.bmp")),
     "a name in no UTF-8": ("a/caf\\udce9.png (a name that cannot be written)", lambda root: paint(root / "a" / os.fsdecode(b"caf\xe9.png"))),
@@ -106,6 +107,8 @@ def test_a_version_is_what_the_folder_holds_and_not_where_it_lies(tmp_path: Path
     before = digest("here")
     (tmp_path / "there" / ".thumbnails").write_text("not data")
     assert digest("there") == before
+    paint(tmp_path / "there" / ".cache" / "b" / "seen.png")
+    assert digest("there") == before, "what is in a hidden folder is hidden"
     paint(tmp_path / "there" / "b" / "new.png")
     assert digest("there") != before
 
@@ -125,6 +128,26 @@ def test_what_a_picture_shows_is_what_is_kept(tmp_path: Path) -> None:
             assert (read_picture(tmp_path / "stroke.png", 28) > 127).tolist() == stroke.tolist(), (mode, shade)
             seen = read_picture(tmp_path / "stroke.png", 28, True).astype(int)
             assert abs(seen[14, 14] - seen[0, 0]).min() > 127, (mode, shade)
+
+
+def test_a_picture_too_large_to_open_is_told(tmp_path: Path) -> None:
+    Image.new("1", (10_001, 10_001)).save(tmp_path / "large.png")
+    with pytest.raises(InputError, match=r"large.png must have 100,000,000 pixels at most, got 10001 x 10001"):
+        read_picture(tmp_path / "large.png", 28)
+
+
+def test_no_example_is_left_out_without_a_word(tmp_path: Path) -> None:
+    layout(tmp_path / "support", "a", "b")
+    assert len(read_support(tmp_path / "support", 28)[0]) == 6
+    for extra in ("loose.png", "a/more/0.png"):
+        paint(tmp_path / "support" / extra)
+        with pytest.raises(InputError, match="support must hold pictures in sub-folders, one a class, got"):
+            read_support(tmp_path / "support", 28)
+        shutil.rmtree(tmp_path / "support" / "a" / "more", ignore_errors=True)
+        (tmp_path / "support" / "loose.png").unlink(missing_ok=True)
+    layout(tmp_path / "query", "more")
+    (tmp_path / "query" / "notes.txt").write_text("note")
+    assert others(str(tmp_path / "support"), str(tmp_path / "query")) == ["more/", "notes.txt"]
 
 
 def test_pictures_are_named_one_by_one_however_many_and_by_names_that_can_be_written(tmp_path: Path) -> None:

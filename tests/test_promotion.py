@@ -1,7 +1,7 @@
 """Promotion with a real registry: who is compared with whom, and what two pipelines at once, a kill or a silent MLflow may not do."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +36,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     tracking.client.cache_clear()
 
 
-def decided(folder: Path, pool: Pool, ours: str, compared: str | None, margin: float = 0.0) -> promotion.Decision:
-    """Decide about the version of fingerprint `ours`, which was better than that of `compared`."""
-    (folder / "learner.json").write_text(json.dumps({"about": {"domain": "glyphs", "trained_on": []}}))
+def decided(folder: Path, pool: Pool, ours: str, compared: str | None, margin: float = 0.0, trained: Sequence[str] = ()) -> promotion.Decision:
+    """Decide about the version of fingerprint `ours`, which was better than that of `compared`, and trained on these classes."""
+    (folder / "learner.json").write_text(json.dumps({"about": {"domain": "glyphs", "trained_on": [*trained]}}))
     experiment = tracking.open_store("glyphs")
     with tracking.run(experiment, "pipeline", {"stage": "retrain"}) as run_id:
         line = Pipeline(load([SMOKE, f"registry.margin={margin}"]), experiment, run_id, {"data.md5": "x"})
@@ -85,6 +85,13 @@ def test_who_stayed_challenger_is_judged_anew_on_other_terms_and_who_was_champio
     assert decided(tmp_path, small_pool, "b", "a").champion and champion() == "b", "another margin"
     store.set_registered_model_alias(model, "champion", "3")  # by hand
     assert decided(tmp_path, small_pool, "b", "c", margin=0.0).reason.startswith("decided before: champion") and champion() == "c"
+
+
+def test_who_knows_the_test_classes_becomes_champion_by_hand_alone(model: str, small_pool: Pool, tmp_path: Path) -> None:
+    tested = small_pool.classes["name"].to_pylist()[int(small_pool.split("test")[0])]
+    for compared in (None, "a"):
+        decision = decided(tmp_path, small_pool, "b" if compared else "c", compared, trained=[tested])
+        assert not decision.champion and "trained on 1 of the gate and test classes" in decision.reason and champion() is None
 
 
 def test_of_two_first_pipelines_the_second_is_no_champion_unseen(model: str, small_pool: Pool, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from sources import Chain, letter_rows
+from tasks_for_tests import MLP, OPTIONS
 from test_endpoint import serving_by
 
 from components.contracts import SplitsSection
@@ -18,7 +19,11 @@ from components.domains.options import TableOptions
 from components.domains.pool import open_pool, write_pool
 from components.domains.seen import seen_by
 from components.inputs import InputError
+from components.learners import store
 from components.splits import split_of
+from flows.checks import check_outside
+from flows.config import load
+from flows.plan import Outside
 
 ALL = SplitsSection(train=None, val=[], gate=[], test=[], shares={})  # everything trains
 
@@ -139,6 +144,9 @@ def test_names_are_texts_and_never_numbers(tmp_path: Path) -> None:
     assert [(c.name, c.count) for c in table.build(options(tmp_path / "rows.csv")).classes] == [("0012", 2), ("12", 2)]
     pq.write_table(pa.table({"a": [1.0, 2.0], "label": pa.array([b"x", b"y"], pa.binary())}), tmp_path / "bytes.parquet")
     assert [c.name for c in table.build(options(tmp_path / "bytes.parquet", min_items=1)).classes] == ["x", "y"]
+    pq.write_table(pa.table({"a": [1.0, 2.0, 3.0], "label": [1.0, 1.0, np.nan]}), tmp_path / "nan.parquet")
+    with pytest.raises(InputError, match="got 1 rows without one"):
+        table.build(options(tmp_path / "nan.parquet", min_items=1))
     (tmp_path / "gaps.csv").write_text("a,label\n1,x\n2,\n3,y\n4,\n")
     with pytest.raises(InputError, match="name in every row of column label, got 2 rows without one"):
         table.build(options(tmp_path / "gaps.csv", min_items=1))
@@ -176,6 +184,19 @@ def test_a_model_sees_newer_data_by_its_own_columns_and_scales(tmp_path: Path) -
     order = [i for label in range(3) for i in range(label, 24, 3)]  # the pool's, class by class
     assert seen.inputs == pytest.approx(Columns(**old.kept["columns"]).take(more, tmp_path)[order], abs=1e-5)
     assert seen_by(old, tmp_path, new.kept) is None and seen_by(old, tmp_path, {}) is None
+
+
+def test_weights_for_other_columns_are_no_start(tmp_path: Path) -> None:
+    for name, columns in (("kept", ["first", "second"]), ("turned", ["second", "first"])):
+        pq.write_table(rows().select([*columns, "label"]), tmp_path / f"{name}.parquet")
+        write_pool(table.build(options(tmp_path / f"{name}.parquet")), ALL, "table", "x" * 64, tmp_path / name)
+    config = load(["experiment=table", f"domain.source.file={tmp_path / 'kept.parquet'}", "learner.start=models:/table@champion"])
+    spec = store.spec_of("protonet", OPTIONS["protonet"], MLP, (2,), "cross_entropy")
+    store.save(store.build(spec), spec, tmp_path / "model", {"domain": "table", "trained_on": []} | open_pool(tmp_path / "kept").kept)
+    start = Outside(start=(str(tmp_path / "model"), "f"))
+    check_outside(config, str(tmp_path / "kept"), start)
+    with pytest.raises(InputError, match="The model reads columns first, second, but the data have second, first, in this order"):
+        check_outside(config, str(tmp_path / "turned"), start)
 
 
 @pytest.mark.slow

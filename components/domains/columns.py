@@ -83,7 +83,7 @@ def read_table(path: Path, names: Sequence[str | None] = ()) -> pa.Table:
 
 def names_in(table: pa.Table, column: str, where: Path) -> list[str]:
     """Return a column of names as texts, without blanks around them. Raises InputError where a row has none."""
-    found = ["" if value is None else str(value).strip() for value in table.column(column).to_pylist()]
+    found = ["" if value is None or value != value else str(value).strip() for value in table.column(column).to_pylist()]
     gaps = found.count("")
     require(gaps == 0, f"{where} must hold a name in every row of column {column}, got {gaps} rows without one. Fill or remove them.")
     return found

@@ -48,6 +48,9 @@ def build(options: ImageFolderOptions, mirror: str | None = None) -> Source:
         if not writable(name):
             problems.append(f"class {name!a} (a name that cannot be written)")
             continue
+        if any(one.is_symlink() for one in (folder, folder.parent) if one != root):  # the same pictures could train under one name and test under another
+            problems.append(f"class {name} (a linked folder)")
+            continue
         for file in _others(folder):
             problems.append(f"{shown(file)} ({'a folder in that of a class' if file.is_dir() else 'no picture'})")
         for file in _files(folder):

@@ -203,9 +203,16 @@ class ControlOptions:
 
 
 def content(place: Path) -> str:
-    """Return a digest of a file, or of every file under a folder (hidden ones aside) by its path in it: the same files anywhere are the same data."""
+    """Return a digest of a file, or of every file under a folder by its path in it, hidden ones and those in hidden folders aside.
+
+    The same files anywhere are the same data.
+    """
     found = hashlib.sha256()
-    for file in [place] if place.is_file() else sorted(p for p in place.rglob("[!.]*") if p.is_file()):
+    for file in (
+        [place]
+        if place.is_file()
+        else sorted(p for p in place.rglob("[!.]*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(place).parts))
+    ):
         found.update(b"" if file == place else os.fsencode(file.relative_to(place).as_posix()))
         with file.open("rb") as opened:
             found.update(hashlib.file_digest(opened, "sha256").digest())

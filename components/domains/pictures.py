@@ -10,6 +10,8 @@ from components.plain import describe, writable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ["PNG", "JPEG", "WEBP"]  # Pillow has decoders of some forty others, and what guesses a format may guess any of them
+LARGEST = 100_000_000  # pixels: some 2 GB while one is opened
+EIGHT_BITS = (np.arange(65_536) / 257).round().astype(np.uint8)
 
 
 def read_picture(path: Path, size: int, colour: bool = False) -> np.ndarray:
@@ -20,9 +22,12 @@ def read_picture(path: Path, size: int, colour: bool = False) -> np.ndarray:
     """
     try:
         with Image.open(path, formats=FORMATS) as opened:
-            picture = _opaque(ImageOps.exif_transpose(opened)).convert("RGB" if colour else "L")
+            width, height = opened.size
+            small = width * height <= LARGEST
+            picture = _opaque(ImageOps.exif_transpose(opened)).convert("RGB" if colour else "L") if small else opened
     except Exception as error:  # on damaged bytes a decoder raises what it likes: ValueError, SyntaxError, struct.error, ...
         raise InputError(f"{path} must be a PNG, JPEG or WebP picture, got one that cannot be read ({type(error).__name__}). Remove or replace it.") from error
+    require(small, f"{path} must have {LARGEST:,} pixels at most, got {width} x {height}. Shrink it.")
     if not colour and np.asarray(picture).mean() > 127:  # dark strokes on light paper
         picture = ImageOps.invert(picture)
     return np.asarray(ImageOps.pad(picture, (size, size), Image.Resampling.BOX), dtype=np.uint8)
@@ -31,12 +36,12 @@ def read_picture(path: Path, size: int, colour: bool = False) -> np.ndarray:
 def _opaque(picture: Image.Image) -> Image.Image:
     """Return a picture of 8 bits without transparency: Pillow's own conversions cut 16 bits off at 255, and take what lies under transparency."""
     if picture.mode.startswith("I"):  # grey of 16 bits
-        return Image.fromarray((np.asarray(picture).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        return Image.fromarray(EIGHT_BITS[np.asarray(picture).clip(0, 65_535)])
     if not picture.has_transparency_data:
         return picture
     picture = picture.convert("RGBA")
-    shown = np.asarray(picture.getchannel("A"), dtype=np.float64)
-    light = (np.asarray(picture.convert("RGB").convert("L")) * shown).sum() > 127 * shown.sum()
+    alpha, grey = np.asarray(picture.getchannel("A")), np.asarray(picture.convert("RGB").convert("L"))
+    light = sum(int((row.astype(np.int64) - 127) @ shown.astype(np.int64)) for row, shown in zip(grey, alpha, strict=True)) > 0
     return Image.alpha_composite(Image.new("RGBA", picture.size, "black" if light else "white"), picture)
 
 
@@ -75,11 +80,12 @@ def _writable(names: list[str]) -> None:
 
 
 def others(support: str, query: str) -> list[str]:
-    """Return the names of files beside the pictures of a support and a query that are none by their suffix, hidden ones aside."""
+    """Return the names of files beside the pictures of a support and a query that are none by their suffix, and of folders in a query's, hidden ones aside."""
     inner = (*(Path(support).iterdir() if support else ()), *([Path(query)] if there(query) else []))
     folders = [folder for folder in inner if folder.is_dir() and not folder.name.startswith(".")]
     found = (p for folder in folders for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
-    return sorted(p.name for p in found if p.suffix.lower() not in SUFFIXES)
+    deeper = (p for p in (Path(query).iterdir() if there(query) and Path(query).is_dir() else ()) if p.is_dir() and not p.name.startswith("."))
+    return sorted([p.name for p in found if p.suffix.lower() not in SUFFIXES] + [f"{p.name}/" for p in deeper])
 
 
 def read_support(folder: Path, size: int, colour: bool = False) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -89,6 +95,9 @@ def read_support(folder: Path, size: int, colour: bool = False) -> tuple[np.ndar
     _writable(names)
     require(len(names) >= 2, f"support needs at least two sub-folders, one a class, got {len(names)} in {folder}. Add examples of another class.")
     pictures, labels = [], []
+    for where in (folder, *(folder / name for name in names)):
+        odd = [p.name for p in where.iterdir() if (p.suffix.lower() in SUFFIXES if where == folder else p.is_dir()) and not p.name.startswith(".")]
+        require(not odd, f"support must hold pictures in sub-folders, one a class, got {describe(sorted(odd))} in {where}, which would be left out. Move them.")
     for label, name in enumerate(names):
         files = list_pictures(folder / name)
         pictures += [read_picture(f, size, colour) for f in files]
