@@ -20,6 +20,7 @@ from components.learners.fused import join
 from components.learners.learner import Learner, learner_size
 from components.learners.reference import Nearest, Scratch, Told, Unadapted, WithoutSupport
 from components.learning import BackboneSection
+from components.lineage import trained_on
 from components.networks import build_backbone
 from components.tasks import TaskBatch
 from components.tasksets import TaskSpec, batch, draw
@@ -57,18 +58,21 @@ def examine(
 
     `student_best` is the student that validation tasks call the best; test tasks choose nothing. What contends for promotion is the
     fused learner, or the teacher of a pipeline without students. A champion reads what its own data made of the items, and is left out where
-    that cannot be told, or where it takes other inputs. `watch` hears which share of the measurements is done, and what comes next.
+    that cannot be told, where it takes other inputs, or where gate or test classes took part in making it. `watch` hears which share of the
+    measurements is done, and what comes next.
     """
     contender = "fused" if "fused" in models else "teacher"
     torch.set_num_threads(threads)
     opened = open_pool(pool)
+    names = opened.classes["name"].to_pylist()
+    held_out = {names[c] for split in ("gate", "test") for c in opened.split(split)}
     loaded: dict[str, Learner] = {}
     seen: dict[str, Pool] = {}
     for name, path in models.items():
         learner, spec, about = store.load(path)
         own = view(opened, path, spec, about, loaded["base"].objective.name)[0] if name == "champion" else opened
-        if own is None:
-            continue  # a champion of other data: promotion says so
+        if own is None or (name == "champion" and held_out & trained_on(about, opened.domain)):
+            continue  # a champion of other data, or one that these classes have trained: promotion says so
         loaded[name] = learner
         seen |= {name: own} if own is not opened else {}
     nearest = "pixels" if opened.inputs.ndim > 2 else "nearest"

@@ -84,7 +84,10 @@ def by_setting(metrics: Mapping[str, float], settings: Sequence[str], roles: Seq
         where = [f"test/{setting}/{role}/{score}" for setting in settings]
         at = np.arange(len(settings)) - 0.4 + width * (i + 0.5)
         mean, half = ([factor * metrics[f"{name}{end}"] for name in where] for end in ("", "_ci95"))
-        panel.errorbar(at, mean, half, linestyle="none", marker=MARKS.get(role, "o"), capsize=3, markersize=7, label=role)
+        known = bool(np.isfinite(half).all())  # of one task there is no interval: a mark without one would look exact
+        label, filled = (role, "full") if known else (f"{role}, no interval", "none")
+        marker = MARKS.get(role, "o")
+        panel.errorbar(at, mean, half if known else None, linestyle="none", marker=marker, fillstyle=filled, capsize=3, markersize=7, label=label)
     panel.set_xticks(range(len(settings)), settings)
     panel.set_ylabel(axis)
     panel.grid(alpha=0.3, axis="y")

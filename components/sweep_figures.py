@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from components.figures import heading
 
+TICKS = 9  # of an axis, of more values than that
 LEGIBLE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.0}  # where lines cross a label
 
 
@@ -26,7 +27,8 @@ def places(values: Sequence[str]) -> tuple[np.ndarray, list[tuple[float, str]]]:
     scaled = np.log10(numbers) if min(numbers) > 0 and max(numbers) / min(numbers) >= 100 else np.array(numbers)
     low, high = scaled.min(), scaled.max()
     where = (scaled - low) / (high - low) if high > low else np.full(len(scaled), 0.5)
-    return where, sorted(set(zip(where.tolist(), values, strict=True)))
+    ticks = sorted({(at, f"{number:.3g}") for at, number in zip(where.tolist(), numbers, strict=True)})
+    return where, [tick for i, tick in enumerate(ticks) if i in np.linspace(0, len(ticks) - 1, min(len(ticks), TICKS)).round()]
 
 
 def parallel(varied: Mapping[str, Sequence[str]], scores: Sequence[float], title: str, axis: str, sign: int) -> Figure:

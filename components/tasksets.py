@@ -38,7 +38,10 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class TaskTable:
-    """Tasks as item indices: classes [N, way], support [N, way, shot], query [N, way, query] (int32), group [N] (-1 across groups)."""
+    """Tasks as item indices: classes [N, way], support [N, way, shot], query [N, way, query] (int32), and group [N].
+
+    -1 stands for across groups; where tasks of one class come from everywhere, the class is the group.
+    """
 
     classes: np.ndarray
     support: np.ndarray
@@ -134,7 +137,7 @@ def draw(spec: TaskSpec, pool: Pool, seed: int, first: int = 0, count: int | Non
         home = below(random[0], len(sizes)).astype(np.intp)
         picks = members[offsets[home] + choose(random[1:], sizes[home], spec.way)].T.copy()
         classes[here] = picks
-        group[here] = groups[home]
+        group[here] = picks[:, 0] if spec.within == "all" and spec.way == 1 else groups[home]
         flat = picks.reshape(-1)
         cells = (rows[:, None] * np.uint64(spec.way) + np.arange(spec.way, dtype=np.uint64)).reshape(-1)
         lanes = np.arange(2 * need, dtype=np.uint64)[:, None]

@@ -6,7 +6,7 @@ from pathlib import Path
 from components.contracts import StageRef
 from flows import report, tracking
 from flows.artifacts import markdown
-from flows.promotion import Decision
+from flows.promotion import BEFORE, Decision
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
@@ -29,12 +29,13 @@ def write(line: Pipeline, pool: Pinned, ours: StageRef, models: dict[str, StageR
     settings = line.config.evaluation.settings
     header, body = report.rows(evaluation, settings)
     gaps = markdown(["difference", *settings], report.differences(evaluation, settings))
-    fate = f"**{decision.model} version {decision.version} {'is champion' if decision.champion else 'stays challenger'}:** {decision.reason}"
-    about = f"{line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks."
-    note = [f"{fate}\n", f"Data: {pool.domain} `{pool.md5}` ({pool.how}).\n", f"{about}\n", markdown(header, body), gaps]
+    about = f"{line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, {report.INTERVALS}."
+    note = [f"**Promotion:** {decision.told}\n", f"Data: {pool.domain} `{pool.md5}` ({pool.how}).\n", f"{about}\n", markdown(header, body), gaps]
     tracking.set_tag(line.run_id, "mlflow.note.content", _fitting(note, 8000))
-    if decision.reason.startswith("decided before"):  # its card tells of the pipeline that made it
+    if not decision.version:
         return
+    if decision.reason.startswith(BEFORE) and tracking.store().get_model_version(decision.model, decision.version).description:
+        return  # its card tells of the pipeline that made it; who was killed before writing one left none
     own = [row for row in body if row[0] in (ours.name, "base-unadapted", "chance")]
     card = [
         f"**{ours.name}** of domain `{pool.domain}`, learner `{_learner(ours)}`, {int(evaluation.metrics[f'{ours.name}/parameters']):,} parameters.",
@@ -45,7 +46,7 @@ def write(line: Pipeline, pool: Pinned, ours: StageRef, models: dict[str, StageR
         f"\n**Lineage.** Pipeline run `{line.run_id}`: "
         + ", ".join(f"{ref.name} `{ref.run_id[:8]}`" for ref in models.values())
         + f"; code `{line.tags['git.commit'][:12]}`. Again: `python -m flows.retrain reproduce={line.run_id}`",
-        f"\n**Promotion.** {decision.reason}",
+        f"\n**Promotion.** {decision.reason.removeprefix(BEFORE)}",
     ]
     tracking.store().update_model_version(decision.model, decision.version, _fitting(card, 5000))
 

@@ -1,6 +1,7 @@
 """The command line of every entry point: flags, exit codes, one line for bad input. Imports no engine and no torch."""
 
 import inspect
+import json
 import logging
 import os
 import sys
@@ -51,8 +52,8 @@ def answer_early(arguments: Sequence[str]) -> None:
         elif "--multirun" in flags:
             from flows import search
 
-            for point in search.runs(overrides).samples():
-                config.load(point)
+            asked = search.runs(overrides)
+            asked.check([config.load(point) for point in asked.samples()])
             return _announce()
         elif _repeats(overrides):
             return _announce()
@@ -193,17 +194,19 @@ def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:
 
 
 def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
-    from flows import search, stages, sweeps, tracking
+    from flows import artifacts, search, stages, sweeps, tracking
 
     points = search.runs(overrides)
+    points.check([config.load(point) for point in points.samples()])
     experiment = tracking.open_store(config.load(points.samples()[0]).registry.model)
-    done, failed, refused = [], [], []
+    done, failed, refused = list[sweeps.Point](), list[str](), []
+    endings = list[str]()  # what became of those that contended
     tags = stages.environment_tags(None) | {"stage": "sweep", "overrides": " ".join(overrides)}
     with tracking.run(experiment, f"sweep of {len(points)}", tags) as sweep:
         for number, point in enumerate(points, 1):
             print(f"sweep {number}/{len(points)}: {' '.join(point)}", file=sys.stderr, flush=True)
             try:
-                done.append(sweeps.Point(point, retrain(overrides=point, sweep=sweep)))
+                done.append(sweeps.Point(point, retrain(overrides=point, sweep=sweep, contends=False)))
             except Exception as error:
                 failed.append(f"{' '.join(point)}: {error}")
                 refused.append(_input_error(error))
@@ -212,8 +215,17 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
             reached = float(done[-1].result["validation"])
             points.tell(reached)
             tracking.log_metrics(sweep, {"validation": reached}, number)
+        tracking.log_text(sweep, json.dumps(list(overrides)), artifacts.OVERRIDES)
+        for best in sweeps.contenders(done):  # everything is there already but the decision
+            name = " ".join(best.overrides)
+            print(f"sweep: the best by validation tasks contends: {name}", file=sys.stderr, flush=True)
+            try:
+                endings.append(f"{name}: {retrain(overrides=best.overrides, sweep=sweep)['decision']}")
+            except Exception as error:
+                failed.append(f"{name}: {error}")
+                refused.append(_input_error(error))
         if done:
-            sweeps.publish(done, sweep)
-    if failed:
-        kind = InputError if all(refused) else RuntimeError
-        raise kind(f"{len(failed)} of {len(points)} runs failed: {'; '.join(failed)}")
+            sweeps.publish(done, sweep, [*endings, *(f"failed: {one}" for one in failed)])
+        if failed:
+            kind = InputError if all(refused) else RuntimeError
+            raise kind(f"{len(failed)} of {len(points)} runs failed: {'; '.join(failed)}")

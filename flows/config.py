@@ -20,6 +20,7 @@ from components.contracts import Config
 from components.domains.options import OPTIONS as DOMAIN_OPTIONS
 from components.inputs import InputError, require
 from components.learners.options import FAMILIES, GradientPolicyOptions
+from components.plain import fingerprint, to_plain
 from flows import paths
 from flows.checks import check
 
@@ -101,15 +102,36 @@ def axes(overrides: Sequence[str]) -> tuple[list[str], list[Axis]]:
         try:
             parsed = OverridesParser.create().parse_override(override)
         except HydraException as error:
-            raise InputError(f"{override!r} must be a value or a sweep in Hydra's grammar, got: {' '.join(str(error).split())}.") from error
+            raise _no_sweep(override, error) from error
         found = parsed.value()
         if isinstance(found, IntervalSweep) and found.start is not None and found.end is not None:
             varied.append((key, Interval(found.start, found.end, "log" in found.tags)))
         elif parsed.is_sweep_override():
-            varied.append((key, list(parsed.sweep_string_iterator())))
+            told = f"{override!r} must list its values in one order, got shuffled ones, which differ by every call. List them."
+            require(not getattr(found, "shuffle", False), told)
+            varied.append((key, _listed(parsed, override)))
         else:
             fixed.append(override)
     return fixed, varied
+
+
+def _listed(parsed: Any, override: str) -> list[str]:
+    """Return the values that a sweep lists. Raises InputError where it lists none."""
+    try:
+        return [*parsed.sweep_string_iterator()]
+    except HydraException as error:
+        raise _no_sweep(override, error) from error
+
+
+def _no_sweep(override: str, error: Exception) -> InputError:
+    return InputError(f"{override!r} must be a value or a sweep in Hydra's grammar, got: {' '.join(str(error).split())}.")
+
+
+def validated_on(config: Config) -> str:
+    """Return a digest of what makes validation tasks, their draw by the seed aside: scores on tasks of other kinds are no ranking."""
+    domain = dataclasses.replace(config.domain, splits=dataclasses.replace(config.domain.splits, train=None))
+    tasks = {name: getattr(config.tasks, name) for name in ("way", "shot", "query", "within", "val")}
+    return fingerprint({"domain": to_plain(domain) | {"augment": None}, "tasks": tasks})
 
 
 def _check_override(override: str, key: str, sign: str, value: str) -> None:

@@ -17,6 +17,7 @@ from flows.plan import Outside
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
+BEFORE = "decided before: "
 BY_HAND = "promote by hand with python -m flows.promote"
 
 
@@ -28,6 +29,18 @@ class Decision:
     version: str
     champion: bool
     reason: str
+
+    @property
+    def told(self) -> str:
+        """The decision in one line."""
+        if not self.version:
+            return f"{self.model}: {self.reason}"
+        return f"{self.model} version {self.version} {'is champion' if self.champion else 'stays challenger'}: {self.reason}"
+
+
+def waiting(line: Pipeline) -> Decision:
+    """Return what stands in a decision's place for one run of a sweep: judged by gate tasks each, of twenty no better ones the luckiest would win."""
+    return Decision(line.config.registry.model, "", False, "of a sweep's runs, the best by validation tasks contends when all have ended")
 
 
 def judge(metrics: dict[str, float], champion: bool, met: int, margin: float) -> tuple[bool, str]:
@@ -71,7 +84,8 @@ def rails(metrics: dict[str, float], ours: str, limits: RegistrySection) -> list
 def promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, outside: Outside) -> Decision:
     """evaluation -> registry alias. Registers a learner once; running it again on the same terms decides nothing new."""
     tracking.settle()
-    ours = dataclasses.replace(ours, run_id=tracking.known(ours.run_id))
+    run_id = tracking.known(ours.run_id)  # a store may have never known it, or lost it: the output is there all the same
+    ours = dataclasses.replace(ours, run_id=run_id if tracking.has_run(run_id) else line.run_id)
     with FileLock(paths.runs() / f"promote-{line.config.registry.model}.lock"):  # two pipelines register and decide one after the other
         return _promote(line, pool, ours, evaluation, outside)
 
@@ -84,7 +98,7 @@ def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef,
     if known is not None and _stands(known.tags, terms):
         champion = tracking.alias(model, "champion")
         holds = champion is not None and champion.version == known.version
-        return Decision(model, str(known.version), holds, f"decided before: {known.tags['decision']}")
+        return Decision(model, str(known.version), holds, f"{BEFORE}{known.tags['decision']}")
     tags = {"fingerprint": ours.fingerprint, "digest": ours.digest, "data.md5": line.tags["data.md5"]}
     tags |= {"retrain.run_id": line.run_id, "evaluation": evaluation.fingerprint}
     tags |= {"started": outside.started} if outside.started else {}

@@ -18,6 +18,8 @@ from flows.promotion import Decision
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
+INTERVALS = "95 % intervals over groups, or over classes where tasks mix all"
+
 
 def score_name(metrics: dict[str, float], where: str) -> str:
     """Return the name of the score that stands under `where`."""
@@ -111,7 +113,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     header, body = rows(evaluation, settings)
     gaps = differences(evaluation, settings)
     console = Console() if sys.stdout.isatty() else Console(width=200)  # a log has no width of its own
-    title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, 95 % intervals over groups and tasks"
+    title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, {INTERVALS}"
     title += f"; what stands right of them is of {settings[0]}" if len(settings) > 1 else ""
     console.print(framed(title, header, body), framed("paired differences", ["difference", *settings], gaps))
     for name in line.config.evaluation.scores:
@@ -123,13 +125,12 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     cached = [r.name for r in refs if r.cached]
     console.print(f"data: {pool.domain} {pool.md5} ({pool.how})", highlight=False, soft_wrap=True)
     console.print(f"ran: {', '.join(ran) or 'nothing'}", f"cached: {', '.join(cached) or 'nothing'}", sep="\n", highlight=False, soft_wrap=True)
-    fate = "is champion" if decision.champion else "stays challenger"
-    console.print(f"{decision.model} version {decision.version} {fate}: {decision.reason}", highlight=False, soft_wrap=True)
+    console.print(decision.told, highlight=False, soft_wrap=True)
     for told in warned(evaluation.metrics):
         console.print(told, highlight=False, soft_wrap=True)
     python = paths.typed("python")
     console.print(f"next: {paths.made('ui', 'flows.ui')} | {python} -m flows.adapt --help | {python} -m flows.evaluate --help", highlight=False, soft_wrap=True)
-    gate = f"**Promotion:** {decision.model} version {decision.version} {fate}: {decision.reason}"
+    gate = f"**Promotion:** {decision.told}"
     shown = [f"## {name}\n\n{markdown(head, found)}" for name, head, found in cold]
     there = f"[MLflow run]({server()}/#/experiments/{line.experiment}/runs/{line.run_id}?workflowType=machine_learning), `{line.run_id}`"
     text = [f"# {title}", "", markdown(header, body), gate, "", *shown, there]

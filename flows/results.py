@@ -1,5 +1,7 @@
 """A page of results out of MLflow: `python -m flows.results out=<file.md> [model=<name>]`"""
 
+import json
+import shlex
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -40,7 +42,8 @@ def section(run: Any) -> str:
     table = tracking.run_artifact(run.info.run_id, "sweep.md") if sweep else _tables(tags.get("mlflow.note.content", ""))
     began, seconds = datetime.fromtimestamp(run.info.start_time / 1000, UTC), (run.info.end_time - run.info.start_time) / 1000
     about = [f"{began:%Y-%m-%d}", f"{int(seconds // 60)} min {int(seconds % 60):02d} s", tags.get("hardware", ""), *_made_of(tags)]
-    command = f"python -m flows.retrain {tags['overrides']}".rstrip() + sweep
+    kept = tracking.run_artifact(run.info.run_id, "overrides.json")
+    command = f"python -m flows.retrain {shlex.join(json.loads(kept)) if kept else tags['overrides']}".rstrip() + sweep
     return f"### `{command}`\n\n{', '.join(part for part in about if part)}.\n\n{(table or 'No table was kept.').strip()}\n"
 
 
@@ -58,7 +61,8 @@ def page(models: Iterable[tuple[str, list[Any]]]) -> str:
     """Return the whole page. Scores are in percent where they are shares; intervals hold 95 %."""
     parts = [
         "# Results\n",
-        "Written by `python -m flows.results` from MLflow's runs. Scores with 95 % intervals over groups and tasks; differences are paired.\n",
+        "Written by `python -m flows.results` from MLflow's runs. Scores with 95 % intervals over groups, or over classes where tasks mix all;",
+        "differences are paired.\n",
     ]
     for name, runs in models:
         parts += [f"## {name}\n", *map(section, runs)]

@@ -12,7 +12,7 @@ def summarise(line: Pipeline, ours: StageRef, evaluation: StageRef, decision: De
     Metrics are there too, for charts and for sorting, but a column of theirs shows sixteen digits and, of a name, the beginning.
     """
     settings = line.config.evaluation.settings
-    tracking.set_tag(line.run_id, "fate", "champion" if decision.champion else "challenger")
+    tracking.set_tag(line.run_id, "fate", "champion" if decision.champion else "challenger" if decision.version else "of a sweep")
     for setting in settings:
         tracking.set_tag(line.run_id, setting, report.scored(evaluation.metrics, f"test/{setting}/{ours.name}", shorter=1))
     columns = [("attributes", "Dataset"), ("metrics", "parameters"), ("params", "learner.name")]

@@ -5,9 +5,11 @@ Values are in Hydra's own grammar of sweeps: `a,b`, `choice(a,b)`, `range(1,5)`,
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from components.contracts import Config
 from components.inputs import InputError, require
 from flows import config
 from flows.config import Axis, Interval
@@ -26,6 +28,11 @@ def runs(overrides: Sequence[str]) -> "Grid | Search":
     return Search(fixed, varied, int(trials[-1]))
 
 
+def _within(one: Any) -> list[Any]:
+    """Return the ends of an interval, and a number of no round share between: of 1.0 to 9.0 both ends would pass for whole ones."""
+    return [one.low, one.high] if isinstance(one.low, int) else [one.low, one.high, one.low + 0.382 * (one.high - one.low)]
+
+
 class Grid:
     """Every combination of the values."""
 
@@ -42,6 +49,9 @@ class Grid:
     def samples(self) -> list[list[str]]:
         """Return the points by which to see whether the config is right."""
         return self.points
+
+    def check(self, loaded: Sequence[Config]) -> None:
+        """Every combination is asked for: nothing is chosen."""
 
     def tell(self, value: float | None) -> None:
         """Hear the validation score of the newest point, None where it failed."""
@@ -68,7 +78,8 @@ class Search:
                 self.axes[key] = known.CategoricalDistribution(values)
                 continue
             low, high, log = values.low, values.high, values.log
-            require(low < high and (low > 0 or not log), f"{key}=interval({low},{high}) must grow, and begin above 0 where it is tagged log. Change its ends.")
+            right = low < high < math.inf and low > -math.inf and (low > 0 or not log)
+            require(right, f"{key}=interval({low},{high}) must grow between two numbers, from above 0 where it is tagged log. Change its ends.")
             whole = isinstance(low, int) and isinstance(high, int)
             self.axes[key] = known.IntDistribution(int(low), int(high), log) if whole else known.FloatDistribution(low, high, log)
 
@@ -93,10 +104,16 @@ class Search:
         return [*self.fixed, *(f"{key}={value}" for key, value in chosen.items())]
 
     def samples(self) -> list[list[str]]:
-        """Return a point for every value of a list and both ends of an interval, the first of all others: those by which the config is checked."""
-        ends = {key: list(one.choices) if hasattr(one, "choices") else [one.low, one.high] for key, one in self.axes.items()}
+        """Return a point for every value of a list, and both ends of an interval and one between, the first of all others: by them the config is checked."""
+        ends = {key: list(one.choices) if hasattr(one, "choices") else _within(one) for key, one in self.axes.items()}
         first = {key: values[0] for key, values in ends.items()}
         return [self.point(first | {key: value}) for key, values in ends.items() for value in values]
+
+    def check(self, loaded: Sequence[Config]) -> None:
+        """Raise InputError where the configs of `samples` are validated on tasks of several kinds."""
+        kinds = {config.validated_on(one) for one in loaded}
+        told = "trials=... chooses by validation tasks, which must be of one kind: one domain, tasks.way, tasks.shot, tasks.query, tasks.within and tasks.val"
+        require(len(kinds) == 1, f"{told}, got several. Name one of each; what is to be compared over several is a --multirun without trials.")
 
     def tell(self, value: float | None) -> None:
         import optuna

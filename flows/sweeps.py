@@ -62,7 +62,20 @@ def rows(points: Sequence[Point]) -> list[Row]:
 
     metrics = points[0].result["metrics"]
     found = [Row(role.replace("-minus-", " - "), role, list(points)) for role in (*roles(metrics), *compared(metrics))]
+    if len({p.result["champion_met"] for p in points}) > 1:  # a row would join several learners
+        found = [row for row in found if "champion" not in row.role.split("-minus-")]
     return [row for row in found if all(any(f"/{row.role}/" in m for m in p.result["metrics"]) for p in points)]
+
+
+def contenders(points: Sequence[Point]) -> list[Point]:
+    """Return the runs that are judged against a champion: of each model, objective and kind of validation tasks the best by these."""
+    best: dict[tuple[str, ...], Point] = {}
+    for point in points:
+        score, result = _score(point), point.result
+        kind, sign = (result["model"], score, result["validated_on"]), SCORES[score].sign
+        if kind not in best or sign * result["validation"] > sign * best[kind].result["validation"]:
+            best[kind] = point
+    return list(best.values())
 
 
 def further(points: Sequence[Point], name: str) -> tuple[list[str], list[list[str]]]:
@@ -103,8 +116,9 @@ def _score(point: Point) -> str:
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: scores over all seeds, the challenge's errors, seconds of the last fit, parameters, times.
 
-    Configurations are sorted by their score on validation tasks, the best first: test tasks choose nothing. A score's interval is over
-    groups, with the tasks of all seeds; the range over seeds stands beside it where there are several.
+    Configurations are sorted by their score on validation tasks, the best first, where these are of one kind: test tasks choose nothing. A score's
+    interval is over groups, with the tasks of all seeds: it is of the models that these seeds made, and how much others would differ, the range
+    over seeds tells, which stands beside it where there are several.
     """
     from flows.report import challenged
 
@@ -115,7 +129,7 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     frames = {id(p): _scores_of(p) for p in points}
     found = [(_pooled(row, [frames[id(p)] for p in row.members], settings), row) for row in rows(points)]
     chosen = len(varied(points)) > 1  # else every learner has a row, and seeds are no choice
-    if chosen:
+    if chosen and len({p.result["validated_on"] for p in points}) == 1:
         found.sort(key=lambda one: -SCORES[score].sign * _validated(one[1]))
     first_columns = ["", *([f"validation {score}"] if chosen else []), *(f"{setting} {score}" for setting in settings)]
     header = [*first_columns, *(challenged(first["metrics"], end) for end in asked), "fit s", "parameters", "adapt ms", "predict ms"]
@@ -201,8 +215,8 @@ def drawn(points: Sequence[Point]) -> Any | None:
     return parallel({key: [one[key] for one in chosen] for key in keys}, scores, f"{len(points)} runs", axis, shown.sign)
 
 
-def publish(points: Sequence[Point], run_id: str) -> None:
-    """Print the tables of a sweep and keep them, and its figure, with the sweep's MLflow run."""
+def publish(points: Sequence[Point], run_id: str, endings: Sequence[str] = ()) -> None:
+    """Print the tables of a sweep and what became of its runs, and keep them, and its figure, with the sweep's MLflow run."""
     from rich.console import Console
 
     from flows import artifacts, tracking
@@ -217,7 +231,9 @@ def publish(points: Sequence[Point], run_id: str) -> None:
         figure = drawn(own)
         if figure is not None:
             tracking.log_figure([run_id], figure, f"figures/sweep{f'-{number}' * (len(groups) > 1)}.png")
-    tracking.log_text(run_id, "\n\n".join(text), "sweep.md")
+    for ending in endings:
+        console.print(ending, highlight=False, soft_wrap=True)
+    tracking.log_text(run_id, "\n\n".join([*text, *endings]), "sweep.md")
     data = {point.result["data"] for point in points}
     if len(data) == 1:
         tracking.set_tag(run_id, "data.md5", data.pop())
@@ -226,10 +242,11 @@ def publish(points: Sequence[Point], run_id: str) -> None:
 
 def _tables(points: Sequence[Point]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Yield title, header and rows of every table: the objective's own score, further ones, the cells of a cold start."""
-    from flows.report import celled
+    from flows.report import INTERVALS, celled
 
-    seeds = max(len(members) for members in varied(points).values())
-    yield f"{len(points)} runs, {seeds} seed{'s' * (seeds > 1)} each (range over seeds in brackets), 95 % intervals over groups and tasks", *table(points)
+    sizes = sorted({len(members) for members in varied(points).values()})
+    seeds = f"{' to '.join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))} seed{'s' * (sizes[-1] > 1)} each"
+    yield f"{len(points)} runs, {seeds} (range over seeds in brackets), {INTERVALS}, for the models that these seeds made", *table(points)
     more = [c for c in _scores_of(points[0]).columns if c in SCORES and all(c in _scores_of(p).columns for p in points)]
     for name in more:
         yield name, *further(points, name)

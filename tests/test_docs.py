@@ -1,6 +1,7 @@
 """The documentation: it builds without a warning, what it names exists, and its commands run."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_the_commands_of_the_documents_run_one_after_the_other(finished: Workspa
     told = []
     finished.draw_examples()
     for command in (c.removeprefix(".venv/bin/python -m ") for c in SHELL if c.startswith(".venv")):
-        told.append(finished.run(*command.split()).stdout)
+        told.append(finished.run(*shlex.split(command)).stdout)
         assert told[-1], command
     assert SHELL[1].endswith(SMOKE) and SHELL[2] == SHELL[1], "the tutorial comes first; its first run has run"
     assert "is champion: there was no champion" in finished.first.stdout and "ran: nothing" in told[1]

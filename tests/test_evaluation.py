@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,7 +24,7 @@ from components.learners import store
 from components.learners.reference import Linear, Nearest
 from components.objectives import MEASURES, OBJECTIVES, order_loss
 from components.tasks import Examples
-from components.tasksets import TaskSpec, batch, read_table, write_tasksets
+from components.tasksets import TaskSpec, batch, draw, read_table, write_tasksets
 from components.validation import Validation, calibrate, encode_items, validate
 from flows.sweeps import Point, Row, _pooled
 
@@ -86,6 +87,23 @@ def test_the_classes_of_tasks_across_groups_are_kept_with_what_each_scored(small
     assert metrics["test/one - other/accuracy"] == pytest.approx(both.score.mean()), "every task counts once, whatever its ways"
     point = Point([], {"judged": "one", "evaluation": str(tmp_path), "metrics": metrics})
     assert _pooled(Row("", "one", [point]), [rows], ["4w2s"])[0][:2] == pytest.approx([metrics[f"test/4w2s/one/accuracy{end}"] for end in ("", "_ci95")])
+
+
+def test_of_tasks_within_the_only_group_the_interval_is_over_its_classes(small_pool: Pool, tmp_path: Path) -> None:
+    kept = small_pool.classes
+    alone = replace(small_pool, classes=kept.set_column(kept.column_names.index("group"), "group", pa.array(["one"] * len(kept))))
+    metrics = []
+    for name, pool, within in (("alone", alone, "group"), ("all", small_pool, "all")):
+        write_tasksets([TaskSpec("test-4w2s", "test", 4, 2, 3, within, 200)], pool, 0, tmp_path / name)
+        found = evaluate({"one": Nearest()}, {}, {}, ["4w2s"], "test", pool, str(tmp_path / name), tmp_path)
+        metrics.append({key: value for key, value in found.items() if not key.endswith("seconds")})
+    assert metrics[0] == metrics[1], "classes from the only group are classes from everywhere"
+
+
+def test_of_tasks_of_one_class_from_everywhere_the_class_is_the_group(small_pool: Pool) -> None:
+    table = draw(TaskSpec("test-1w2s", "test", 1, 2, 3, "all", 50), small_pool, 0)
+    assert np.array_equal(table.group, table.classes[:, 0]) and len(np.unique(table.group)) > 1
+    assert (draw(TaskSpec("test-2w2s", "test", 2, 2, 3, "all", 50), small_pool, 0).group == -1).all()
 
 
 def test_a_single_task_says_nothing_of_others() -> None:

@@ -1,5 +1,6 @@
 """Which runs a sweep makes: lists and ranges as Hydra reads them, and trials as Optuna chooses them."""
 
+import contextlib
 import re
 
 import optuna
@@ -27,8 +28,11 @@ REFUSED = {
     "got no key with several values": ["trials=3", SMOKE],
     "got one for learner.fit.lr. Say how many": [LR],
     "a seed is nothing to choose": ["trials=3", LR, "seed=0,1"],
-    "must grow, and begin above 0": ["trials=3", "learner.fit.lr=interval(3,2)"],
-    "Hydra's grammar": ["learner.fit.lr=interval(0.1"],
+    "must grow between two numbers, from above 0": ["trials=3", "learner.fit.lr=interval(3,2)"],
+    "interval(0.1,inf) must grow": ["trials=3", "learner.fit.lr=interval(0.1,inf)"],
+    "'learner.fit.lr=interval(0.1' must be a value or a sweep in Hydra's grammar": ["learner.fit.lr=interval(0.1"],
+    "'learner=glob(*)' must be a value or a sweep in Hydra's grammar": ["learner=glob(*)"],
+    "must list its values in one order": ["trials=3", "learner=shuffle(maml,ridge)"],
 }
 
 
@@ -36,6 +40,23 @@ REFUSED = {
 def test_what_cannot_be_swept_is_told(told: str) -> None:
     with pytest.raises(InputError, match=re.escape(told)):
         runs(REFUSED[told])
+
+
+@pytest.mark.parametrize(
+    "axis", ["tasks.way=2,5", "tasks.val=20,40", "domain=glyphs,omniglot_small1", "domain.source.render_seed=0,1", "experiment=smoke,sinusoid"]
+)
+def test_trials_choose_by_one_kind_of_validation_tasks(axis: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for asked in (["trials=3"], []):
+        with contextlib.nullcontext() if not asked else pytest.raises(SystemExit):
+            cli.answer_early([SMOKE, "--multirun", *asked, axis])
+    assert "which must be of one kind" in capsys.readouterr().err
+    cli.answer_early([SMOKE, "--multirun", "trials=3", "domain.splits.train=3,5", "learner=maml,ridge"])
+
+
+def test_a_number_between_the_ends_is_checked_too() -> None:
+    with pytest.raises(SystemExit):
+        cli.answer_early([SMOKE, "--multirun", "trials=4", "learner.tasks_per_step=interval(1,9)"])
+    cli.answer_early([SMOKE, "--multirun", "trials=4", "learner.tasks_per_step=int(interval(1,9))"])
 
 
 def test_trials_are_those_of_optunas_own_loop() -> None:

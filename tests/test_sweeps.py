@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from components.contracts import CELLS
-from flows.sweeps import Point, by_score, cells, distinct, further, table, varied
+from flows.sweeps import Point, by_score, cells, contenders, distinct, further, table, varied
 
 
 def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "accuracy") -> Point:
@@ -18,7 +19,8 @@ def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "a
     pq.write_table(pa.table(columns), folder / "scores-test.parquet")
     metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "teacher/parameters": 1234.0}
     metrics |= {f"teacher/{t}/seconds": 0.002 for t in ("adapt", "predict")}
-    return Point(overrides, {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "validation": float(1 - scores.mean()), "metrics": metrics})
+    told = {"judged": "teacher", "seconds": 10.0, "validation": float(1 - scores.mean()), "model": "glyphs", "validated_on": "v", "champion_met": "c"}
+    return Point(overrides, told | {"evaluation": str(folder), "metrics": metrics})
 
 
 def sweep(folder: Path, name: str = "accuracy") -> tuple[list[Point], dict[str, np.ndarray]]:
@@ -52,6 +54,30 @@ def test_a_row_pools_the_tasks_of_all_seeds_and_tells_their_range(tmp_path: Path
     by_group = np.array([scores["ridge"][:, groups == g].mean() for g in range(4)])
     assert 0 < float(half) < 200 * by_group.std() + 2  # of the size that four groups allow
     assert rows[1][3:] == ["10", "1,234", "2.0", "2.0"]
+
+
+def test_of_each_model_and_kind_of_tasks_the_best_by_validation_contends(tmp_path: Path) -> None:
+    points, _ = sweep(tmp_path)
+    best = max(points, key=lambda p: p.result["validation"])
+    assert contenders(points) == [best]
+    points[3].result["validated_on"] = "another way"
+    assert contenders(points) == [max(points[:3], key=lambda p: p.result["validation"]), points[3]]
+    assert [row[0] for row in table(points[::-1])[1]] == ["learner=ridge", "learner=maml"], "in the order asked: these are no ranking"
+    lower, _ = sweep(tmp_path / "errors", "mse")
+    assert contenders(lower) == [min(lower, key=lambda p: p.result["validation"])]
+
+
+def test_runs_that_met_several_champions_join_them_in_no_row(tmp_path: Path) -> None:
+    points = [p for p in sweep(tmp_path)[0] if "learner=maml" in p.overrides]
+    for p in points:
+        path = Path(p.result["evaluation"]) / "scores-test.parquet"
+        own = pq.read_table(path).to_pandas()
+        more = [own[own["role"] == "teacher"].assign(role=role) for role in ("champion", "teacher-minus-champion")]
+        pq.write_table(pa.Table.from_pandas(pd.concat([own, *more]), preserve_index=False), path)
+        p.result["metrics"] |= {f"test/5w1s/{role}/accuracy": 0.5 for role in ("champion", "teacher-minus-champion")}
+    assert {"champion", "teacher - champion"} <= {row[0] for row in table(points)[1]}
+    points[1].result["champion_met"] = "the first one"
+    assert "teacher" in {row[0] for row in table(points)[1]} and not {"champion", "teacher - champion"} & {row[0] for row in table(points)[1]}
 
 
 def test_where_less_is_better_the_least_comes_first(tmp_path: Path) -> None:
