@@ -22,16 +22,20 @@ from components.lineage import lineage
 from components.validation import Validation, by_task, calibrate
 
 CANDIDATES = "candidates"  # folder of an output that holds every way of joining that was built
+LEAST = 1e-4  # of a weight: who has less is left out
 MORE_SHOTS = 4  # queries a class that a second look at the validation tasks moves to their support
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way of joining: the learner, its specification, its mean scores on validation tasks (`more_*`: with more shots), and each task's [T]."""
+    """One way of joining: the learner, its specification, every member's weight (0: left out; of a soup none), its mean scores on validation tasks
+    (`more_*`: with more shots), and each task's [T].
+    """
 
     mode: str
     learner: Learner
     spec: store.Spec
+    weights: list[float]
     scores: dict[str, float]
     by_task: Tensor
 
@@ -56,7 +60,7 @@ class Members:
 
     def chosen(self, weights: Sequence[float]) -> tuple["Members", list[float]]:
         """Leave out members whose weight is zero: nobody pays for what does not speak."""
-        kept = [i for i, w in enumerate(weights) if w > 1e-4]
+        kept = [i for i, w in enumerate(weights) if w > LEAST]
         total = sum(weights[i] for i in kept)
         parts = ([getattr(self, name)[i] for i in kept] for name in ("learners", "specs", "starts"))
         own = Members(tuple(self.paths[i] for i in kept), *parts)
@@ -100,7 +104,7 @@ def fuse(
         if section.mode not in ("auto", name):
             continue
         try:
-            learner, spec = MODES[name](asked)
+            learner, spec, weighed = MODES[name](asked)
         except InputError as error:
             refused = error  # for `auto` a way that is not open
             continue
@@ -110,7 +114,7 @@ def fuse(
         own, more = by_task(learner, validation), by_task(learner, validation.with_shots(MORE_SHOTS))
         scores = {name: values.mean().item() for name, values in (*own.items(), *((f"more_{k}", v) for k, v in more.items()))}
         score = learner.objective.score_name
-        candidates.append(Candidate(name, learner, spec, scores, own[score] + more[score]))
+        candidates.append(Candidate(name, learner, spec, weighed, scores, own[score] + more[score]))
     if not candidates:
         assert refused is not None
         raise refused
@@ -130,7 +134,7 @@ def _as_good(lost: Tensor) -> bool:
     return bool(lost.mean() <= lost.std() / len(lost) ** 0.5)
 
 
-Built = tuple[Learner, store.Spec]
+Built = tuple[Learner, store.Spec, list[float]]
 
 
 @dataclass(frozen=True)
@@ -145,10 +149,11 @@ class Request:
     trained: dict[str, str]
 
 
-def _mixed(members: Members, combine: str, weights: Sequence[float], joint: bool) -> tuple[FusedLearner | FusedPolicy, store.Spec]:
+def _mixed(members: Members, combine: str, weights: Sequence[float], joint: bool) -> tuple[FusedLearner | FusedPolicy, store.Spec, list[float]]:
     own, kept = members.chosen(weights)
     learner = own.join(combine, kept, joint)
-    return learner, store.fused_spec(own.specs, combine, kept, learner.joint)
+    speaking = iter(kept)
+    return learner, store.fused_spec(own.specs, combine, kept, learner.joint), [next(speaking) if w > LEAST else 0.0 for w in weights]
 
 
 def _equal(members: Members) -> list[float]:
@@ -172,10 +177,10 @@ def _greedy(asked: Request) -> Built:
 
 def _conditioned(asked: Request) -> Built:
     require(not asked.joint, "fusion.mode=conditioned weighs members that adapt by themselves, got fusion.adapt=joint. Use fusion.adapt=members.")
-    learner, spec = _mixed(asked.members, "conditioned", asked.weights, False)
+    learner, spec, weights = _mixed(asked.members, "conditioned", asked.weights, False)
     assert isinstance(learner, FusedLearner)
     mixing.sharpen(learner, asked.validation.with_shots(MORE_SHOTS))
-    return learner, spec
+    return learner, spec, weights
 
 
 def _concat(asked: Request) -> Built:
@@ -183,10 +188,10 @@ def _concat(asked: Request) -> Built:
 
 
 def _whitened(asked: Request) -> Built:
-    learner, spec = _mixed(asked.members, "whitened", asked.weights, False)
+    learner, spec, weights = _mixed(asked.members, "whitened", asked.weights, False)
     assert isinstance(learner, FusedLearner)
     mixing.whiten(learner, asked.pool, asked.validation)
-    return learner, spec
+    return learner, spec, weights
 
 
 def _joint(asked: Request) -> Built:
@@ -217,7 +222,7 @@ def _soup(asked: Request) -> Built:
     learner = store.build(first)
     learner.load_state_dict(mixing.soup([m.state_dict() for m in members.learners]))
     mixing.estimate_statistics(learner, asked.pool)
-    return learner.eval(), first
+    return learner.eval(), first, []
 
 
 MODES: dict[str, Callable[[Request], Built]] = {  # the plainest first
@@ -238,14 +243,13 @@ def save_best(candidates: list[Candidate], out: Path, members: Sequence[str]) ->
     told = [store.about(path) for path in members]
     about = told[0] | lineage(told[0]["domain"], told[0]["trained_on"], told)
     best = candidates[0]
-    weights = best.spec.get("member", best.spec).get("weights", [])
     for candidate, folder in [(best, out), *((c, out / CANDIDATES / c.mode) for c in candidates)]:
         store.save(candidate.learner, candidate.spec, folder, about | {"objective": f"fused: {candidate.mode}"}, Path(members[0]))
     table = {c.mode: c.scores for c in candidates}
-    (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": weights, "validation": table}, indent=1) + "\n")
+    (out / "fusion.json").write_text(json.dumps({"chosen": best.mode, "weights": best.weights, "validation": table}, indent=1) + "\n")
     metrics = {f"val/{c.mode}/{name}": value for c in candidates for name, value in c.scores.items()}
     metrics |= {f"val/{name}": value for name, value in best.scores.items()}
-    metrics |= {f"weights/{i}": w for i, w in enumerate(weights)}
+    metrics |= {f"weights/{i}": w for i, w in enumerate(best.weights)}
     metrics["parameters"] = learner_size(best.learner)
     return metrics
 

@@ -73,13 +73,12 @@ def _members(line: Pipeline, models: dict[str, StageRef]) -> Drawn:
         return
     from components import score_figures
 
-    spec = json.loads((Path(models["fused"].path) / "learner.json").read_text())["spec"]
-    spec = spec.get("member", spec)
+    told = json.loads((Path(models["fused"].path) / "fusion.json").read_text())
     named = fused_of(line.config, [name for name in models if name.startswith("student-")])
     named += ["linear"] if "linear" in line.config.fusion.members else []
-    if spec["name"] == "fused" and len(named) == len(spec["weights"]):
-        title = f"{line.config.registry.model}, seed {line.config.seed}: weights of the fused learner ({spec['combine']})"
-        yield "fusion-weights", score_figures.weights(named, spec["weights"], title)
+    if told["weights"]:  # a soup has none
+        title = f"{line.config.registry.model}, seed {line.config.seed}: weights of the fused learner ({told['chosen']})"
+        yield "fusion-weights", score_figures.weights(named, told["weights"], title)
 
 
 def _fits(line: Pipeline, models: dict[str, StageRef]) -> Drawn:

@@ -1,5 +1,6 @@
 """Fusion against closed forms: what each way of joining promises, and what it refuses."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,13 +149,21 @@ def test_what_validation_tasks_call_best_is_kept_with_the_table_of_all(small_poo
     assert metrics["val/accuracy"] == found[0].scores["accuracy"]
 
 
+def test_a_member_that_is_left_out_has_weight_zero_and_the_others_their_own(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    paths = [stored(tmp_path / str(i), store.build(spec("protonet", norm="running"), i), start=str(i)) for i in range(3)]
+    (found,) = fuse(paths, [0.25, 0.0, 0.75], fusion("weights"), NONE, small_pool, str(small_tasksets), {})
+    assert found.weights == pytest.approx([0.25, 0, 0.75]) and found.spec["weights"] == pytest.approx([0.25, 0.75])
+    metrics = save_best([found], tmp_path / "out", paths)
+    assert [metrics[f"weights/{i}"] for i in range(3)] == found.weights == json.loads((tmp_path / "out" / "fusion.json").read_text())["weights"]
+
+
 def test_the_plainest_that_is_not_worse_by_a_standard_error_is_chosen() -> None:
     learner = store.build(spec("protonet"), 0)
     even = torch.tensor([0.5, 0.7] * 50, dtype=torch.float64)
     swing = torch.tensor([0.4, -0.4] * 50, dtype=torch.float64)
 
     def order(**scores: torch.Tensor) -> list[str]:
-        return [c.mode for c in ranked([Candidate(mode, learner, {}, {"loss": 0.0}, by_task) for mode, by_task in scores.items()])]
+        return [c.mode for c in ranked([Candidate(mode, learner, {}, [], {"loss": 0.0}, by_task) for mode, by_task in scores.items()])]
 
     assert order(average=even, weights=even + swing + 0.01) == ["average", "weights"]  # 0.01 better, by a difference of error 0.04
     assert order(average=even, weights=even + 0.01) == ["weights", "average"]  # on every task
