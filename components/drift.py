@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from components.contracts import Within
 from components.domains.pool import open_pool
 from components.domains.seen import view
-from components.evaluation import Scores, class_ids, facts, interval, score, task_classes
+from components.evaluation import Scores, class_ids, interval, score, task_classes, together
 from components.inputs import require, way_shot
 from components.learners import store
 from components.tasksets import TaskSpec, write_tasksets
@@ -46,11 +46,11 @@ def compare(learner: str, role: str, past: str, pool: str, query: int, within: W
             old, new = own["score"].to_numpy(), next(iter(found.scores.values()))
             same = own["classes"].to_numpy() == task_classes(opened, validation.table.classes)
             shares, classes = _shares(found, own, class_ids(opened)) if "shares" in own.column_names else (None, None)
-            gaps.append(facts((new - old)[same], found.group[same], *(None if part is None else part[same] for part in (shares, classes))))
+            gaps.append(((new - old)[same], found.group[same], None if shares is None else shares[same], None if classes is None else classes[same]))
             now.append(new)
             before.append(old)
     name = model.objective.score_name
-    gap, groups, weights = (np.concatenate(column) for column in zip(*gaps, strict=True))
+    gap, groups, weights = together(gaps)
     told = {"tasks": float(sum(map(len, now))), "paired": float(round(weights.sum())), f"now/{name}": float(np.concatenate(now).mean())}
     told[f"promoted/{name}"] = float(np.concatenate(before).mean())
     if len(gap):

@@ -134,11 +134,20 @@ def facts(values: np.ndarray, groups: np.ndarray, shares: np.ndarray | None, cla
     return shares.ravel(), classes.ravel(), np.full(shares.size, 1 / shares.shape[1])
 
 
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]  # values of tasks, their groups, every class's share, and which class it is
+
+
+def together(parts: Sequence[Parts]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what `interval` takes of several tables: where one has several groups, those are the facts of all, since its classes lie in them."""
+    across = all(shares is not None for _, _, shares, _ in parts)
+    own = [facts(values, groups, *((shares, classes) if across else (None, None))) for values, groups, shares, classes in parts]
+    values, groups, weights = (np.concatenate(column) for column in zip(*own, strict=True))
+    return values, groups, weights
+
+
 def pooled(found: Sequence[Scores], name: str) -> tuple[float, float]:
     """Return the mean over the tasks of several tables and the half-width of its 95 % interval."""
-    own = [facts(one.scores[name], one.group, one.shares, one.classes) for one in found]
-    values, groups, weights = (np.concatenate(column) for column in zip(*own, strict=True))
-    return interval(values, groups, weights)
+    return interval(*together([(one.scores[name], one.group, one.shares, one.classes) for one in found]))
 
 
 def paired(a: Scores, b: Scores) -> Scores:
@@ -252,7 +261,7 @@ def evaluate(
             mean, half = pooled(parts, name)
             metrics |= {f"{split}/{label}/{name}": mean, f"{split}/{label}/{name}_ci95": half}
     out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.concat_tables(tables), out / f"scores-{split}.parquet")
+    pq.write_table(pa.concat_tables(tables, promote_options="default"), out / f"scores-{split}.parquet")
     if sure:
         pq.write_table(pa.Table.from_pylist(sure), out / f"calibration-{split}.parquet")
     return metrics

@@ -154,15 +154,14 @@ def _scores_of(point: Point, split: str = "test") -> Any:
 
 def _pooled(row: Row, frames: Sequence[Any], settings: Sequence[str], score: str = "score") -> list[tuple[float, float, list[float]]]:
     """Return for each setting the mean over the tasks of all seeds, its half interval, and each seed's own mean."""
-    import numpy as np
 
-    from components.evaluation import facts, interval
+    from components.evaluation import interval, together
 
     cells, column = [], score if score in frames[0].columns else "score"  # the objective's own has no other name
     for setting in settings:
         own = [f[(f["setting"] == setting) & (f["role"] == row.role)] for f in frames]
-        told = [facts(f[column].to_numpy(), f["group"].to_numpy(), *_shares(f)) for f in own]
-        cells.append((*interval(*(np.concatenate(part) for part in zip(*told, strict=True))), [float(f[column].mean()) for f in own]))
+        told = [(f[column].to_numpy(), f["group"].to_numpy(), *_shares(f)) for f in own]
+        cells.append((*interval(*together(told)), [float(f[column].mean()) for f in own]))
     return cells
 
 

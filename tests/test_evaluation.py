@@ -100,6 +100,25 @@ def test_of_tasks_within_the_only_group_the_interval_is_over_its_classes(small_p
     assert metrics[0] == metrics[1], "classes from the only group are classes from everywhere"
 
 
+def test_settings_of_several_groups_and_of_one_are_pooled_by_groups(small_pool: Pool, tmp_path: Path) -> None:
+    """Of three scripts one may have twenty classes: where that asks its own classes alone, these still lie in it."""
+    random, classes = np.random.default_rng(0), np.arange(80).reshape(40, 2) % 6
+    shares = random.random((40, 2))
+    alone = Scores({"accuracy": shares.mean(1)}, np.full(40, 2), np.zeros((BINS, 3)), shares, classes)
+    several = Scores({"accuracy": random.random(60)}, np.arange(60) % 3, np.zeros((BINS, 3)))
+    values, groups = (np.concatenate([a, b]) for a, b in ((alone.scores["accuracy"], several.scores["accuracy"]), (alone.group, several.group)))
+    assert pooled([alone, several], "accuracy") == pytest.approx(interval(values, groups))
+    few = small_pool.classes.to_pandas()
+    first = few[few["split"] == "test"]["group"].iloc[0]
+    others = (few["split"] == "test") & (few["group"] != first)
+    few.loc[others, "group"] = [f"pair {i // 2}" for i in range(int(others.sum()))]
+    pool = replace(small_pool, classes=pa.Table.from_pandas(few, preserve_index=False))
+    write_tasksets([TaskSpec(f"test-{way}w2s", "test", way, 2, 3, "group", 40) for way in (2, 4)], pool, 0, tmp_path / "tasks")
+    evaluate({"one": Nearest()}, {}, {}, ["2w2s", "4w2s"], "test", pool, str(tmp_path / "tasks"), tmp_path)
+    rows = pq.read_table(tmp_path / "scores-test.parquet").to_pandas()
+    assert rows[rows.setting == "2w2s"]["shares"].isna().all() and rows[rows.setting == "4w2s"]["shares"].notna().all()
+
+
 def test_of_tasks_of_one_class_from_everywhere_the_class_is_the_group(small_pool: Pool) -> None:
     table = draw(TaskSpec("test-1w2s", "test", 1, 2, 3, "all", 50), small_pool, 0)
     assert np.array_equal(table.group, table.classes[:, 0]) and len(np.unique(table.group)) > 1

@@ -75,6 +75,7 @@ def test_runs_that_met_several_champions_join_them_in_no_row(tmp_path: Path) -> 
         more = [own[own["role"] == "teacher"].assign(role=role) for role in ("champion", "teacher-minus-champion")]
         pq.write_table(pa.Table.from_pandas(pd.concat([own, *more]), preserve_index=False), path)
         p.result["metrics"] |= {f"test/5w1s/{role}/accuracy": 0.5 for role in ("champion", "teacher-minus-champion")}
+        p.result["metrics"] |= {"champion/parameters": 9.0, "champion/adapt/seconds": 0.001, "champion/predict/seconds": 0.001}
     assert {"champion", "teacher - champion"} <= {row[0] for row in table(points)[1]}
     points[1].result["champion_met"] = "the first one"
     assert "teacher" in {row[0] for row in table(points)[1]} and not {"champion", "teacher - champion"} & {row[0] for row in table(points)[1]}
@@ -114,7 +115,7 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
         metrics = {f"test/5w1s/{role}/accuracy": float(values.mean()) for role, values in scores.items()}
         metrics |= {f"{role}/{name}": 0.002 for role in own for name in ("parameters", "adapt/seconds", "predict/seconds")}
         metrics |= {"challenge/runs": 20.0} | {f"challenge/teacher/{end}": 10.0 + seed for end in ("error", "error_ci95", "error_joint", "error_joint_ci95")}
-        points.append(Point([f"seed={seed}"], {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "metrics": metrics}))
+        points.append(Point([f"seed={seed}"], {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "champion_met": None, "metrics": metrics}))
     header, rows_ = table(points)
     told = {row[0]: row[1:] for row in rows_}
     assert list(told) == ["base", "teacher", "teacher - base"]
