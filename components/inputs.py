@@ -1,5 +1,7 @@
 """How input that is wrong is told: one line with what was required, what was received and what to do. Standard library only."""
 
+import math
+
 
 class InputError(ValueError):
     """The user's input is wrong: the message says what was required, what was received and what to do. Exit code 2."""
@@ -13,7 +15,7 @@ def require(condition: bool, message: str) -> None:
 
 def positive(**values: float) -> None:
     for name, value in values.items():
-        require(value > 0, f"{name} must be above 0, got {value}. Set {name} to a positive number.")
+        require(0 < value < math.inf, f"{name} must be above 0, got {value}. Set {name} to a positive number.")
 
 
 def way_shot(setting: str) -> tuple[int, int]:

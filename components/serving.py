@@ -120,6 +120,8 @@ def answer(learner: Any, adapted: Any, query_x: np.ndarray) -> np.ndarray:
     # Part by part, so that a large query takes no more memory than a small one; whole where one query changes another's answer.
     whole = any(getattr(getattr(module, "options", None), "norm", "") == "task" for module in learner.modules())
     size = len(query_x) if whole else PART
+    if whole and len(query_x) < 2:
+        raise InputError("query needs two items at least for a learner with norm=task, which reads the statistics of all, got one. Send more at once.")
     with torch.no_grad():
         outputs = torch.cat([learner.predict(adapted, _inputs(query_x[i : i + size]))[0] for i in range(0, len(query_x), size)])
         told = np.asarray((outputs.softmax(-1) if learner.objective.name == "cross_entropy" else outputs).numpy())

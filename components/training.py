@@ -54,6 +54,9 @@ class Goal:
     extra: torch.nn.Module = field(default_factory=torch.nn.Module)
 
 
+UNDECAYED = {"rates", "norms", "curvature"}  # beside scales and shifts: zero is not where what is learned of the steps should be pulled to
+
+
 class Fit(pl.LightningModule):
     """Any learner under any objective: AdamW, one-cycle schedule, validation on tasks after every epoch.
 
@@ -70,12 +73,14 @@ class Fit(pl.LightningModule):
         self.best: dict[str, Tensor] = {}  # the learner after its best epoch, where that one is kept
         self.sums: dict[str, float] = {}
         self.skipped = self.in_a_row = 0
+        self.statistics: dict[str, Tensor] = {}  # running ones, before the step
 
     def configure_optimizers(self) -> Any:
-        named = self.trained()
+        named = [(n, p) for module in (self.learner, self.heads) for n, p in module.named_parameters() if p.requires_grad]
+        weights = {n: p.ndim > 1 and not UNDECAYED & set(n.split(".")) for n, p in named}
         groups = [
-            {"params": [p for p in named if p.ndim > 1], "weight_decay": self.section.weight_decay},
-            {"params": [p for p in named if p.ndim <= 1], "weight_decay": 0.0},  # scales, shifts and rates are not pulled to zero
+            {"params": [p for n, p in named if weights[n]], "weight_decay": self.section.weight_decay},
+            {"params": [p for n, p in named if not weights[n]], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.section.lr)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.section.lr, total_steps=self.section.steps, pct_start=0.15)
@@ -97,13 +102,16 @@ class Fit(pl.LightningModule):
         for module in self.learner.modules():  # a fused learner's members too
             if isinstance(module, Learner):
                 module.progress, module.seed = self.global_step / self.section.steps, self.epochs.batches.seed
+        if index % self.epochs.parts == 0:
+            self.statistics = {name: buffer.clone() for name, buffer in self.learner.named_buffers()}
         size = self.learner.tasks_at_once
         if isinstance(batch, TaskBatch) and len(batch.query.y) > size:
             loss, metrics = in_turn(self.loss, self.trained(), batch, size)
         else:
             loss, metrics = self.loss(batch)
         for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.item() / self.epochs.parts
+            told = value.item() / self.epochs.parts
+            self.sums[name] = self.sums.get(name, 0.0) + (told if math.isfinite(told) else 0.0)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -114,6 +122,8 @@ class Fit(pl.LightningModule):
             return
         for parameter in held:
             parameter.grad = None  # without a gradient the optimizer leaves parameter and moments as they are
+        for name, buffer in self.learner.named_buffers():
+            buffer.copy_(self.statistics[name])
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         if self.in_a_row == PATIENCE:
             where = f"in {PATIENCE} steps in a row, up to step {self.global_step}"
@@ -134,12 +144,12 @@ class Fit(pl.LightningModule):
         self.history.append({"step": float(self.global_step), **train, **{f"val/{k}": v for k, v in validation.items()}})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["history"], checkpoint["best"] = self.history, self.best
+        checkpoint["history"], checkpoint["best"], checkpoint["in_a_row"] = self.history, self.best, self.in_a_row
         checkpoint["position"] = {"epoch": self.current_epoch + 1, "step": self.global_step}  # of the task set and of its generators
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("extra.")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.history, self.best = checkpoint["history"], checkpoint["best"]
+        self.history, self.best, self.in_a_row = checkpoint["history"], checkpoint["best"], checkpoint.get("in_a_row", 0)
         own = {f"extra.{k}": v for k, v in self.extra.state_dict().items()}
         checkpoint["state_dict"] = checkpoint["state_dict"] | own
 
@@ -150,7 +160,8 @@ class EveryEpoch(Checkpoint):
     def __init__(self, folder: Path, watch: Watch) -> None:
         self.folder, self.watch = folder, watch
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Tell what was told before a kill: the new run of the stage has none of it, also where no epoch is left."""
         for entry in module.history:  # type: ignore[union-attr, operator]
             self._tell(trainer, dict(entry), True)  # type: ignore[call-overload]
 
@@ -214,7 +225,7 @@ def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
         for member, (trained, _, about) in zip(learner.members, loaded, strict=True):  # type: ignore[arg-type]
             member.load_state_dict(trained.state_dict())
             for name, parameter in member.named_parameters():  # a base's vectors of the training classes take no part in tasks
-                parameter.requires_grad_(not name.endswith("classes"))
+                parameter.requires_grad_(parameter.requires_grad and not name.endswith("classes"))
             if about.get("frozen"):
                 freeze(member.backbone)  # type: ignore[arg-type]
         return learner, spec

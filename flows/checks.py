@@ -136,6 +136,16 @@ def check_pool(config: Config, pool: str) -> None:
         large_groups(opened, "test")
 
 
+def check_devices(config: Config) -> None:
+    """Raise InputError where a GPU is asked for and none is there: on the machine that trains, which need not be the one that asks."""
+    if config.trainer.accelerator != "gpu":
+        return
+    import torch
+
+    there = torch.cuda.is_available() or torch.backends.mps.is_available()
+    require(there, f"trainer.accelerator={config.trainer.accelerator} needs a GPU that torch can use, got none. Use trainer=cpu, or install a CUDA build.")
+
+
 def check_outside(config: Config, pool: str, outside: "Outside") -> None:
     """Raise InputError where a model from outside, to start from or to be taught by, takes other inputs than the pool in folder `pool` has."""
     starts = {f"learner.start={config.learner.start}": outside.start[0]} if outside.start else {}
@@ -256,6 +266,19 @@ def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
     require(
         section.start != "scratch" or norm != "running" or config.backbone.name == "mlp" or config.backbone.norm != "batch" or brought,
         f"{where}.start=scratch needs {where}.options.norm other than running (there are no statistics yet), got running. Change one of them.",
+    )
+    several = config.trainer.devices * config.trainer.nodes > 1
+    require(
+        not (norm == "per_step" and (section.checkpoint_inner or several)),
+        f"{where}.options.norm=per_step counts statistics once a step and on one device, got checkpoint_inner or several devices. Set them back.",
+    )
+    require(
+        section.options.get("inner_steps") != 0 or not several,
+        f"{where}.options.inner_steps=0 leaves rates untrained, which several devices do not take. Use trainer.devices=1.",
+    )
+    require(
+        where == "learner" or section.name not in ("reptile", "imaml"),
+        f"student.learner={section.name} has a rule for its own loss, and students learn by their teachers'. Choose another, such as maml.",
     )
     told = f"{where}.views={section.views} average the features of pictures by one encoder for all tasks"
     require(section.views == 1 or (of.encodes and config.backbone.name == "conv"), f"{told}, got {where}={section.name}. Set {where}.views=1.")

@@ -195,6 +195,7 @@ def main(retrain: Callable[..., Any], arguments: Sequence[str]) -> None:
 
 def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
     from flows import artifacts, search, stages, sweeps, tracking
+    from flows.contend import contend
 
     points = search.runs(overrides)
     points.check([config.load(point) for point in points.samples()])
@@ -206,7 +207,7 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
         for number, point in enumerate(points, 1):
             print(f"sweep {number}/{len(points)}: {' '.join(point)}", file=sys.stderr, flush=True)
             try:
-                done.append(sweeps.Point(point, retrain(overrides=point, sweep=sweep, contends=False)))
+                done.append(sweeps.Point(point, retrain(overrides=point, sweep=sweep)))
             except Exception as error:
                 failed.append(f"{' '.join(point)}: {error}")
                 refused.append(_input_error(error))
@@ -216,13 +217,11 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
             points.tell(reached)
             tracking.log_metrics(sweep, {"validation": reached}, number)
         tracking.log_text(sweep, json.dumps(list(overrides)), artifacts.OVERRIDES)
-        for best in sweeps.contenders(done):  # everything is there already but the decision
-            name = " ".join(best.overrides)
-            print(f"sweep: the best by validation tasks contends: {name}", file=sys.stderr, flush=True)
+        for best in sweeps.contenders(done):
             try:
-                endings.append(f"{name}: {retrain(overrides=best.overrides, sweep=sweep)['decision']}")
+                endings.append(f"{' '.join(best.overrides)}: {contend(best.overrides, best.result['run_id'])}")
             except Exception as error:
-                failed.append(f"{name}: {error}")
+                failed.append(f"{' '.join(best.overrides)}: {error}")
                 refused.append(_input_error(error))
         if done:
             sweeps.publish(done, sweep, [*endings, *(f"failed: {one}" for one in failed)])

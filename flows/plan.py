@@ -1,11 +1,12 @@
 """The plan of a pipeline: one key a stage, computed before anything runs. A stage runs only when its key has no intact output."""
 
+import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from components.contracts import Config
-from components.learners.options import BASES, family
+from components.learners.options import BASES, FAMILIES, family
 from components.learning import BackboneSection, FitSection
 from components.manifest import file_digests
 from components.plain import fingerprint, narrow, to_plain
@@ -30,6 +31,22 @@ class Outside:
 
 def _family(name: str) -> str:
     return family(name).path
+
+
+def _code_of(folder: str) -> list[str]:
+    """Return the modules that a stored learner's answers depend on, whoever made it."""
+    path = Path(folder) / "learner.json"
+    todo, found = [json.loads(path.read_text())["spec"]] if path.exists() else [], set()
+    while todo:
+        spec = todo.pop()
+        todo += [*spec.get("members", []), *([spec["member"]] if "member" in spec else [])]
+        if spec["name"] in FAMILIES:
+            found.add(_family(spec["name"]))
+        elif spec["name"] == "theta*":
+            found |= {f"components.learners.{module}" for module, _ in BASES.values()}
+        else:
+            found.add("components.learners." + {"linear": "reference"}.get(spec["name"], spec["name"]))  # fused, views
+    return sorted(found)
 
 
 def keys(config: Config, pool: str, outside: Outside) -> dict[str, Key]:
@@ -60,6 +77,7 @@ class _Drawing:
         self.made |= {"order_weight": config.tasks.order_weight} if config.tasks.order_weight else {}
         self.theta = f"components.learners.{BASES[config.domain.objective][0]}"
         self.backbone = narrow(config.backbone, BackboneSection)
+        self.teaching = tuple(module for folder, _ in outside.teachers.values() for module in _code_of(folder))
         self.families = (_family(config.learner.name), _family(config.student.learner.name))
 
     def add(self, name: str, stage: str, section: dict[str, Any], upstream: dict[str, str], *modules: str) -> None:
@@ -113,15 +131,15 @@ class _Drawing:
         taught = self.taught()
         for name, recipe in own.recipes().items() if own.count else ():
             trial = self._student(0, replace(own.learner.fit, steps=own.sweep_steps), recipe=recipe)
-            self.add(f"recipe-{name}", "recipe", trial, self.learned() | taught, TRAINING, *self.families)
+            self.add(f"recipe-{name}", "recipe", trial, self.learned() | taught, TRAINING, *self.families, *self.teaching)
         for row in student_rows(self.config):
             before = {"teacher": self.plan[row.before].fingerprint} if row.before else taught
             upstream = self.learned() | before | self.recipes()
-            self.add(row.name, "student", self._student(row.index, own.learner.fit, seed=row.seed), upstream, TRAINING, *self.families)
+            self.add(row.name, "student", self._student(row.index, own.learner.fit, seed=row.seed), upstream, TRAINING, *self.families, *self.teaching)
 
     def fusion(self) -> None:
         students = [row.name for row in student_rows(self.config) if row.last]
-        modules = (TRAINING, "components.fusion", *self.families, self.theta)
+        modules = (TRAINING, "components.fusion", *self.families, self.theta, *self.teaching)
         if students:
             fits = self.config.fusion.fits()
             unread = {"again", *(name for name, mode in (("fit", "joint"), ("lessons", "taught")) if mode not in fits)}
@@ -145,7 +163,8 @@ class _Drawing:
         if config.evaluation.challenge not in (None, "lookalike"):  # what the folder holds counts, not where it lies
             judged |= {"challenge": fingerprint(file_digests(Path(str(examined.pop("challenge")))))}
         modules = ("components.examination", "components.learners.fused", "components.learners.views", *self.families)
-        self.add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": self.backbone}, judged, *modules)
+        incumbent = _code_of(self.outside.champion[0]) if self.outside.champion else []
+        self.add("evaluation", "evaluate", {"evaluation": examined, "seed": config.seed, "backbone": self.backbone}, judged, *modules, *incumbent)
 
 
 def fused_of(config: Config, students: list[str]) -> list[str]:

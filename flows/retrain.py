@@ -17,7 +17,7 @@ from components.plain import masked
 from components.scores import OBJECTIVE_SCORES
 from flows import artifacts, cards, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
 from flows.caching import lookup
-from flows.checks import check_outside, check_pool
+from flows.checks import check_devices, check_outside, check_pool
 from flows.config import groups, load, validated_on
 from flows.fanout import distilled
 from flows.plan import contender, fused_of, seed_of_student
@@ -53,7 +53,6 @@ def retrain(
     overrides: list[str] | None = None,
     preset: list[str] | None = None,
     sweep: str | None = None,
-    contends: bool = True,
 ) -> dict[str, Any]:
     """Retrain on the current data and promote the result if it has earned it.
 
@@ -63,11 +62,11 @@ def retrain(
         seed: Of task sets, weights and training; empty for the experiment's own.
         overrides: Further config choices and values, one an entry, such as tasks.way=20 or student.count=0; python -m flows.retrain --help lists them.
         preset: Choices that come before all others; a deployment's own.
-        sweep: Id of the MLflow run to file this pipeline under; set by --multirun.
-        contends: Whether the result is judged against the champion; of a sweep's runs, the best by validation tasks alone is.
+        sweep: Id of the MLflow run to file this pipeline under; set by --multirun, which has the best of its runs contend at its end.
     """
     overrides = asked(preset, experiment, learner, seed, overrides)
     config = load(overrides)
+    check_devices(config)
     leftovers.claim()
     folder = tracking.open_store(config.registry.model)  # MLflow's experiment
     leftovers.bury(tracking.store(), folder)
@@ -112,14 +111,14 @@ def retrain(
         artifacts.headline(line, models, ours.name, evaluation)
         gallery.trade_off(line, evaluation)
         gallery.draw(line, models, ours, evaluation, final, pool)
-        decision = promotion.promote(line, pool, ours, evaluation, outside) if contends else promotion.waiting(line)
+        decision = promotion.promote(line, pool, ours, evaluation, outside) if sweep is None else promotion.waiting(line)
         cards.write(line, pool, ours, models, evaluation, decision)
         runlist.summarise(line, ours, evaluation, decision)
         told = report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)
         reached = ours.metrics[f"val/{OBJECTIVE_SCORES[config.domain.objective]}"]
         told |= {"judged": ours.name, "validation": reached, "seconds": ours.seconds, "evaluation": evaluation.path, "metrics": evaluation.metrics}
         told |= {"model": decision.model, "validated_on": validated_on(config), "champion_met": outside.champion and outside.champion[1]}
-        return told | {"decision": decision.told, "data": pool.data_md5, "fingerprint": evaluation.fingerprint}
+        return told | {"data": pool.data_md5, "fingerprint": evaluation.fingerprint}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 
 from flows import cli, paths
 
+PER_STEP = ["learner=mamlpp", "learner.options.norm=per_step"]
 BAD = {
     "unknown group choice": ["learner=resnet"],
     "two choices of one group": ["learner=[maml,protonet]"],
@@ -115,6 +116,11 @@ BAD = {
     "canvas not divisible": ["domain.source.size=29"],
     "no devices": ["trainer.devices=0"],
     "a precision that does not exist": ["trainer.precision=64-true"],
+    "a rule of its own loss for a student": ["student.learner.name=reptile"],
+    "statistics of every step, recomputed": [*PER_STEP, "learner.options.multi_step_loss=false", "learner.checkpoint_inner=true"],
+    "statistics of every step on several devices": [*PER_STEP, "trainer=ddp_sim"],
+    "no steps on several devices": ["learner=meta_sgd", "learner.options.inner_steps=0", "trainer=ddp_sim"],
+    "an endless rate": ["learner.fit.lr=.inf"],
     "machines without a place to meet": ["trainer=ddp", "trainer.nodes=2"],
     "a place to meet without a port": ["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=head"],
     "students at once on two machines": ["trainer=ddp", "trainer.nodes=2", "trainer.rendezvous=head:29500", "trainer.runner=dask"],

@@ -318,7 +318,12 @@ def test_learners_compare_without_students_and_the_teacher_is_registered(finishe
     siblings = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == sweep.info.run_id]
     assert sorted(r.data.params["learner.name"] for r in siblings) == sorted(learners)
     assert all("test/5w1s/accuracy" in r.data.metrics for r in siblings), "the compare view needs the headline on each"
-    assert finished.mlflow().get_model_version_by_alias("glyphs", "challenger").run_id in {r.data.tags["stage.teacher.run_id"] for r in siblings}
+    assert len(re.findall(r"glyphs: of a sweep's runs, the best by validation tasks contends", out)) == len(learners)
+    version = finished.mlflow().get_model_version_by_alias("glyphs", "challenger")
+    assert version.run_id in {r.data.tags["stage.teacher.run_id"] for r in siblings} and version.tags["retrain.run_id"] in {r.info.run_id for r in siblings}
+    fates = [r.data.tags["fate"] for r in siblings]
+    assert fates.count("of a sweep") == 3 and {*fates} - {"of a sweep"} <= {"challenger", "champion"}
+    assert f"glyphs version {version.version}" in out.splitlines()[-1] and version.description
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The plan of a pipeline: what is in a stage's key, by what name an output is found, and why a stage runs."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from test_gc import made
 from workspace import SMOKE
 
-from flows import caching
+from flows import caching, plan
 from flows.config import load
 from flows.plan import Outside, keys, seed_of_student, student_rows
 
@@ -43,6 +44,20 @@ def test_what_a_stage_does_not_read_is_not_in_its_key() -> None:
         assert {name for name in before if after[name].fingerprint != before[name].fingerprint} == own | {"evaluation"}, more
     plain, other = (keys(load([*asked, "fusion.mode=average", f"fusion.lessons.lr={lr}"]), "pool", Outside())["fused"] for lr in (0.1, 0.2))
     assert plain.fingerprint == other.fingerprint, "an average trains nothing"
+
+
+def test_who_teaches_or_is_champion_runs_by_the_code_of_today(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, spec in (("cnp", {"name": "views", "member": {"name": "cnp"}}), ("fused", {"name": "fused", "members": [{"name": "maml"}, {"name": "theta*"}]})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "learner.json").write_text(json.dumps({"spec": spec}))
+    asked = load(["experiment=smoke", "student.teacher=models:/x@champion"])
+    outside = Outside(teachers={"models:/x@champion": (str(tmp_path / "cnp"), "f")}, champion=(str(tmp_path / "fused"), "c"))
+    before = keys(asked, "pool", outside)
+    usual = plan.code_digest
+    for module, own in (("memory", {"student-0", "student-1", "student-2", "fused", "evaluation"}), ("gradient", {"evaluation"})):
+        monkeypatch.setattr(plan, "code_digest", lambda *modules, changed=module: usual(*modules) + "!" * (f"components.learners.{changed}" in modules))
+        after = keys(asked, "pool", outside)
+        assert {name for name in before if after[name].fingerprint != before[name].fingerprint} == own, module
 
 
 def test_students_of_three_seeds_have_nine_seeds_and_the_one_that_goes_on_its_own() -> None:

@@ -1,11 +1,13 @@
 """Fits: the same batches on any number of processes, exact resume, damaged checkpoints, losses that blow up."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tasks_for_tests import spec
 
 from components.batches import ItemBatches, TaskBatches, bent
@@ -18,6 +20,7 @@ from components.learners import store
 from components.learning import FitSection
 from components.lineage import trained_on
 from components.tasksets import read_table
+from components.training import Fit, Goal
 from flows.config import load
 
 AUGMENT = AugmentSection(9, 0.15, 0.15, 0.05, 0.03)
@@ -254,12 +257,52 @@ def test_one_step_that_is_not_finite_is_left_out_and_counted(small_pool: Pool, s
     def sometimes(self, batch):
         calls.append(None)
         loss, metrics = usual(self, batch)
-        return (loss * float("nan") if len(calls) == 4 else loss), metrics
+        if len(calls) != 4:
+            return loss, metrics
+        for name, buffer in self.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.data.fill_(float("nan"))  # as a batch leaves them that is not finite
+        return loss * float("nan"), metrics | {"loss": loss.detach() * float("nan")}
 
     monkeypatch.setattr(ProtoNet, "meta_loss", sometimes)
     heard = Heard()
     fit(job(small_pool, small_tasksets, tmp_path, "meta"), heard, "sometimes")
     assert {step: metrics.get("train/skipped") for step, metrics in heard.epochs.items()} == {3: None, 6: 1.0, 9: None, 12: None}
+    assert all(math.isfinite(value) for metrics in heard.epochs.values() for value in metrics.values())
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "out" / "learner.safetensors").values())
+
+
+def test_a_fit_that_had_ended_tells_its_epochs_to_the_run_that_takes_it_up(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    fit(job(small_pool, small_tasksets, tmp_path, "meta"), Heard(), "once")
+    heard = Heard()
+    fit(job(small_pool, small_tasksets, tmp_path, "meta"), heard, "killed while it was calibrated")
+    assert heard.again == [3, 6, 9, 12] and not heard.steps
+
+
+@pytest.mark.parametrize(("name", "learned"), [("meta_sgd", "rates."), ("mamlpp", "norms."), ("meta_curvature", "curvature.")])
+def test_what_is_learned_of_the_steps_is_not_pulled_to_zero(name: str, learned: str) -> None:
+    learner = store.build(spec(name, **({"norm": "per_step"} if name == "mamlpp" else {})), 0)
+    made = Fit(learner, Goal(learner.meta_loss), SECTION, None, None)  # type: ignore[arg-type]
+    decayed = {id(p) for group in made.configure_optimizers()["optimizer"].param_groups if group["weight_decay"] for p in group["params"]}
+    named = dict(learner.named_parameters())
+    assert any(n.startswith(learned) and p.ndim > 1 for n, p in named.items())
+    assert {n for n, p in named.items() if id(p) in decayed} == {n for n, p in named.items() if p.ndim > 1 and not n.startswith(learned)}
+
+
+def test_a_picture_is_bent_where_its_draws_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, asked = images._basis, []
+
+    class Elsewhere:  # as a tensor of another device, it multiplies nothing here
+        def __init__(self, height: int, width: int) -> None:
+            self.sides = height, width
+
+        def to(self, device: torch.device) -> torch.Tensor:
+            asked.append(device)
+            return usual(*self.sides)
+
+    monkeypatch.setattr(images, "_basis", Elsewhere)
+    draws = images.draws(2, torch.Generator().manual_seed(4))
+    assert images.bend(torch.rand(2, 1, 28, 28), draws, AUGMENT).shape == (2, 1, 28, 28) and asked == [draws.device]
 
 
 def test_a_loss_that_is_not_finite_stops_the_fit(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:

@@ -53,6 +53,6 @@ def bend(x: Tensor, random: Tensor, options: AugmentSection) -> Tensor:
     rows = [cos * scale_x, (shear - sin) * scale_y, right * 2 * options.shift, sin * scale_x, cos * scale_y, down * 2 * options.shift]
     affine, nodes = torch.stack(rows, 1).view(-1, 2, 3), random[:, 7:].reshape(-1, 2, 16) * (2 * options.elastic)
     # Where each pixel looks, as one matrix product, for all pictures of a batch.
-    looks = torch.cat([affine, nodes], 2) @ _basis(height, width)
+    looks = torch.cat([affine, nodes], 2) @ _basis(height, width).to(random.device)
     grid = looks.transpose(1, 2).reshape(-1, height, width, 2)
     return F.grid_sample(x, grid.to(x.device), align_corners=False)
