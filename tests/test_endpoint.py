@@ -130,6 +130,15 @@ def test_a_regression_answers_values() -> None:
     assert np.allclose(values, serving.predict(at.learner, x, told["support_y"], x[:2]), atol=1e-6)
 
 
+def test_who_reads_the_statistics_of_all_queries_needs_two() -> None:
+    learner = store.build(spec("maml", norm="task")).eval()
+    x = np.random.default_rng(0).integers(0, 256, (6, 28, 28)).astype(np.uint8)
+    adapted = serving.adapt(learner, x[:4], np.array([0, 0, 1, 1]))
+    assert serving.answer(learner, adapted, x[4:]).shape == (2, 2)
+    with pytest.raises(InputError, match="query needs two items at least"):
+        serving.answer(learner, adapted, x[4:5])
+
+
 def test_rows_far_off_are_no_even_answer() -> None:
     of = spec("protonet", kind="mlp")
     learner, x, y = store.build(of), np.random.default_rng(0).normal(size=(4, *VECTORS)).astype(np.float32), np.array([0, 0, 1, 1])
