@@ -20,7 +20,7 @@ from components.networks import Mlp
 from components.tasks import Examples, TaskBatch
 
 CONTEXT = 16  # numbers that say which environment it is
-RIDGE = 0.3  # of what is expected: few episodes have fewer steps than their baseline has features, which would follow their chances
+RIDGE = 1.0  # of what is expected, steps' worth of doubt: few episodes have fewer steps than their baseline has features, which would follow their chances
 CLIP = 0.2  # of the ratio of two policies (Schulman et al. 2017, arXiv:1707.06347, eq. 7)
 
 
@@ -354,23 +354,29 @@ class MemoryPolicy(ContextPolicy):
 def advantage(played: Played, options: PolicyOptions) -> Tensor:
     """Return how much better than expected each step went [T, E, H], of mean 0 and deviation 1 in every task.
 
-    What is expected is linear in observation, its square and time, fitted to the task's own returns by ridge regression of strength `RIDGE`
-    (Duan et al. 2016, arXiv:1604.06778, suppl. 2); differences are discounted as Schulman et al. 2016, arXiv:1506.02438, eq. 16.
+    What is expected is linear in observation, its square and time, fitted to the task's own returns by ridge regression of strength `RIDGE` (Duan
+    et al. 2016, arXiv:1604.06778, suppl. 2) on features of mean 0 and deviation 1: an angle is small, and would be shrunk away. Differences are
+    discounted as Schulman et al. 2016, arXiv:1506.02438, eq. 16.
     """
     tasks, episodes, horizon = played.reward.shape
     alive = played.running.to(played.reward)
     reward = played.reward * alive
     time = torch.arange(horizon).to(reward) / 100
-    clock = torch.stack([time, time**2, time**3, torch.ones_like(time)], -1).expand(tasks, episodes, horizon, 4)
-    x = torch.cat([played.observation, played.observation.square(), clock], -1) * alive.unsqueeze(-1)
+    clock = torch.stack([time, time**2, time**3], -1).expand(tasks, episodes, horizon, 3)
+    x = torch.cat([played.observation, played.observation.square(), clock], -1).flatten(1, 2).double()
     to_go = torch.zeros_like(reward)
     ahead = torch.zeros_like(reward[..., 0])
     for step in range(horizon - 1, -1, -1):
         ahead = reward[..., step] + options.discount * ahead
         to_go[..., step] = ahead
-    flat, wanted = x.flatten(1, 2).double(), to_go.flatten(1, 2).double().unsqueeze(-1)
-    gram = flat.transpose(1, 2) @ flat + RIDGE * torch.eye(x.shape[-1], dtype=torch.float64)
-    expected = (flat @ torch.linalg.solve(gram, flat.transpose(1, 2) @ wanted)).view_as(reward).to(reward)
+    wanted, there = to_go.flatten(1, 2).double().unsqueeze(-1), alive.flatten(1, 2).double().unsqueeze(-1)
+    steps = there.sum(1, keepdim=True)
+    x = (x - (x * there).sum(1, keepdim=True) / steps) * there
+    x = x / (x.square().sum(1, keepdim=True) / steps).sqrt().clamp_min(1e-8)
+    usual = (wanted * there).sum(1, keepdim=True) / steps
+    gram = x.transpose(1, 2) @ x + RIDGE * torch.eye(x.shape[-1], dtype=torch.float64)
+    expected = (usual + x @ torch.linalg.solve(gram, x.transpose(1, 2) @ ((wanted - usual) * there))) * there
+    expected = expected.view_as(reward).to(reward)
     after = F.pad(expected[..., 1:], (0, 1))
     surprise = (reward + options.discount * after - expected) * alive
     gain = torch.zeros_like(reward)
