@@ -224,7 +224,10 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
                 failed.append(f"{' '.join(best.overrides)}: {error}")
                 refused.append(_input_error(error))
         if done:
-            sweeps.publish(done, sweep, [*endings, *(f"failed: {one}" for one in failed)])
+            sweeps.publish(done, sweep, failed)
+        if endings:
+            print(*endings, sep="\n", flush=True)
+            tracking.set_tag(sweep, "promotion", "; ".join(endings))
         if failed:
             kind = InputError if all(refused) else RuntimeError
             raise kind(f"{len(failed)} of {len(points)} runs failed: {'; '.join(failed)}")

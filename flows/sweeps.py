@@ -214,8 +214,8 @@ def drawn(points: Sequence[Point]) -> Any | None:
     return parallel({key: [one[key] for one in chosen] for key in keys}, scores, f"{len(points)} runs", axis, shown.sign)
 
 
-def publish(points: Sequence[Point], run_id: str, endings: Sequence[str] = ()) -> None:
-    """Print the tables of a sweep and what became of its runs, and keep them, and its figure, with the sweep's MLflow run."""
+def publish(points: Sequence[Point], run_id: str, failed: Sequence[str] = ()) -> None:
+    """Print the tables of a sweep and keep them, what failed, and its figure, with the sweep's MLflow run."""
     from rich.console import Console
 
     from flows import artifacts, tracking
@@ -230,9 +230,7 @@ def publish(points: Sequence[Point], run_id: str, endings: Sequence[str] = ()) -
         figure = drawn(own)
         if figure is not None:
             tracking.log_figure([run_id], figure, f"figures/sweep{f'-{number}' * (len(groups) > 1)}.png")
-    for ending in endings:
-        console.print(ending, highlight=False, soft_wrap=True)
-    tracking.log_text(run_id, "\n\n".join([*text, *endings]), "sweep.md")
+    tracking.log_text(run_id, "\n\n".join([*text, *(f"failed: {one}" for one in failed)]), "sweep.md")
     data = {point.result["data"] for point in points}
     if len(data) == 1:
         tracking.set_tag(run_id, "data.md5", data.pop())
