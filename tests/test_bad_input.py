@@ -1,5 +1,6 @@
 """Bad input: one line that says what was required, what was received, what to do; exit code 2; before any work."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from components.inputs import InputError
 from flows import cli, paths
 
 PER_STEP = ["learner=mamlpp", "learner.options.norm=per_step"]
@@ -227,3 +229,17 @@ def test_a_text_file_as_a_picture_is_told(finished, tmp_path) -> None:
     ended = finished.run("flows.adapt", "model=models:/glyphs@champion", *arguments, expect=2)
     assert "must be a PNG, JPEG or WebP picture" in ended.stderr
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_gpu_that_is_not_there_is_told_where_training_would_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from flows.checks import check_devices
+    from flows.config import load
+
+    for there in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        check_devices(load(["trainer=cpu"]))
+        with pytest.raises(InputError, match=r"trainer.accelerator=gpu needs a GPU") if not there else contextlib.nullcontext():
+            check_devices(load(["trainer=gpu"]))
