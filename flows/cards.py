@@ -30,7 +30,8 @@ def write(line: Pipeline, pool: Pinned, ours: StageRef, models: dict[str, StageR
     header, body = report.rows(evaluation, settings)
     gaps = markdown(["difference", *settings], report.differences(evaluation, settings))
     about = f"{line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, {report.INTERVALS}."
-    note = [f"**Promotion:** {decision.told}\n", f"Data: {pool.domain} `{pool.md5}` ({pool.how}).\n", f"{about}\n", markdown(header, body), gaps]
+    fate, _, why = decision.told.partition(": ")
+    note = [f"**{fate}:** {why}\n", f"Data: {pool.domain} `{pool.md5}` ({pool.how}).\n", f"{about}\n", markdown(header, body), gaps]
     tracking.set_tag(line.run_id, "mlflow.note.content", _fitting(note, 8000))
     if not decision.version:
         return
