@@ -198,7 +198,6 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
     from flows.contend import contend
 
     points = search.runs(overrides)
-    points.check([config.load(point) for point in points.samples()])
     experiment = tracking.open_store(config.load(points.samples()[0]).registry.model)
     done, failed, refused = list[sweeps.Point](), list[str](), []
     endings = list[str]()  # what became of those that contended
