@@ -8,8 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +19,24 @@ from torch import Tensor
 
 from components import backbones
 from components.batches import Epochs, ItemBatches, LessonBatches, TaskBatches
-from components.distillation import Distillation, class_features
-from components.domains.pool import Pool, open_pool
+from components.domains.pool import open_pool
 from components.draws import seed_of
+from components.goals import Goal, goal_of, learner_for
 from components.gradients import in_turn
-from components.inputs import InputError
 from components.job import FitJob, Watch
 from components.learners import store
-from components.learners.fused import join
-from components.learners.gradient import Maml
 from components.learners.learner import Learner, learner_size
 from components.learners.policy import Policy
-from components.learners.views import Views, once
+from components.learners.views import Views
 from components.learning import FitSection
 from components.lineage import lineage
-from components.networks import freeze, share_statistics
-from components.objectives import OBJECTIVES
+from components.networks import share_statistics
 from components.plain import to_plain
 from components.tasks import TaskBatch
 from components.tasksets import read_table
 from components.validation import Validation, calibrate, validate
 
-Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 PATIENCE = 5  # steps in a row with a loss or gradient that is not finite
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a fit lowers: the loss of a batch, heads that are trained for it and dropped after, and frozen networks that it reads."""
-
-    loss: Loss
-    heads: torch.nn.Module = field(default_factory=torch.nn.Module)
-    extra: torch.nn.Module = field(default_factory=torch.nn.Module)
-
-
 UNDECAYED = {"rates", "norms", "curvature"}  # beside scales and shifts: zero is not where what is learned of the steps should be pulled to
 
 
@@ -209,105 +192,6 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*Checkpoint directory.*exists and is not empty.*")  # resuming
 
 
-def _learner_for(job: FitJob, pool: Pool) -> tuple[Learner, store.Spec]:
-    """Build the learner that the job trains, from its start where it has one."""
-    shape, asked = pool.input_shape, job.domain.objective
-    if job.objective == "base":
-        assert job.base is not None
-        options: dict[str, Any] = {"classes": len(pool.split("train")) * job.base.turns, "scale": job.base.scale, "ridge": job.base.ridge}
-        options |= {"policy": job.base.policy} if asked == "return" else {}
-        spec = store.spec_of("theta*", options, job.backbone, shape, asked, pool.environment)
-        return _begun(store.build(spec, seed_of(job.seed, "base")), job, shape), spec
-    if job.objective == "joint":
-        loaded = [store.load(path) for path in job.members]
-        spec = store.fused_spec([s for _, s, _ in loaded], "mixture", list(job.weights), False)
-        learner = store.build(spec)
-        for member, (trained, _, about) in zip(learner.members, loaded, strict=True):  # type: ignore[arg-type]
-            member.load_state_dict(trained.state_dict())
-            for name, parameter in member.named_parameters():  # a base's vectors of the training classes take no part in tasks
-                parameter.requires_grad_(parameter.requires_grad and not name.endswith("classes"))
-            if about.get("frozen"):
-                freeze(member.backbone)  # type: ignore[arg-type]
-        return learner, spec
-    assert job.learner is not None
-    spec = store.spec_of(job.learner.name, job.learner.options, job.backbone, shape, asked, pool.environment)
-    initial = job.seed if job.initial_seed is None else job.initial_seed
-    learner = store.build(spec, seed_of(initial, job.learner.name, job.objective))
-    if job.start is not None:
-        start, start_spec, _ = store.load(job.start)
-        start_spec = start_spec.get("member", start_spec)  # of a learner that looks at several views
-        if start_spec.get("backbone") != spec["backbone"]:
-            raise InputError(
-                f"learner.start needs the same backbone, got {start_spec.get('backbone')} for {spec['backbone']}. Use that backbone, or learner.start=scratch."
-            )
-        whole = job.objective == "distill"  # a student that goes on; a teacher takes over what its base has learned
-        begun = {name: w for name, w in once(start).state_dict().items() if name != "temperature" and (whole or name.startswith(learner.of_base))}
-        learner.load_state_dict(learner.state_dict() | begun)
-        learner.started()
-    if isinstance(learner, Maml):
-        learner.checkpoint_inner = job.learner.checkpoint_inner
-    return _begun(learner, job, shape), spec
-
-
-def _begun(learner: Learner, job: FitJob, shape: tuple[int, ...]) -> Learner:
-    """Give the learner's backbone the weights that the user brought, and freeze it where that is asked for."""
-    if job.backbone.start is not None:
-        learner.backbone.load_state_dict(backbones.load(job.backbone.start, job.backbone, shape))  # type: ignore[union-attr, operator]
-        learner.started()
-    if job.backbone.frozen:
-        freeze(learner.backbone)  # type: ignore[arg-type]
-    return learner
-
-
-def _goal(job: FitJob, learner: Learner, pool: Pool) -> Goal:
-    if job.objective == "base" and isinstance(learner, Policy):
-        return Goal(learner.pretrain_loss)
-    if job.objective == "base":
-        assert job.base is not None
-        smoothing = job.base.label_smoothing
-        # One score cannot rank the items of all users: a base learns the values themselves.
-        measure = OBJECTIVES["squared_error" if job.domain.objective == "ranking" else job.domain.objective]
-
-        def supervised(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            outputs, y = learner.outputs(batch[0]), batch[1].unsqueeze(0)  # type: ignore[operator]
-            loss, metrics = measure.loss_and_metrics(outputs, y)
-            if smoothing > 0:
-                loss = (1 - smoothing) * loss - smoothing * outputs.log_softmax(-1).mean()
-            return loss, metrics
-
-        return Goal(supervised)
-    if job.teachers:  # of a student, or of several as one
-        assert job.recipe is not None
-        teacher, soft = _teacher(job.teachers, pool.input_shape), job.recipe.soft_weight
-        if isinstance(learner, Policy) and isinstance(teacher, Policy):
-            return Goal(lambda batch: learner.distil_loss(teacher, batch, soft), extra=teacher)
-        classes = known = None
-        if job.recipe.class_weight:
-            classes = class_features(teacher, pool)
-            if job.start is not None or job.members:  # who knows the classes already would unlearn by vectors drawn anew
-                known = class_features(learner.eval(), pool)
-        with store.initial_weights(seed_of(job.seed, "heads")):
-            distillation = Distillation(learner, teacher, job.recipe, pool.input_shape, classes, known)
-        return Goal(distillation, distillation, teacher)
-    if job.objective == "joint":
-        members: list[Learner] = list(learner.members)  # type: ignore[arg-type]
-
-        def weighted(batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-            parts = [member.meta_loss(batch) for member in members]
-            loss = torch.stack([w * part for w, (part, _) in zip(learner.weights, parts, strict=True)]).sum()  # type: ignore[arg-type]
-            name = learner.objective.score_name
-            return loss, {"loss": loss.detach(), name: torch.stack([metrics[name] for _, metrics in parts]).mean()}
-
-        return Goal(weighted)
-    return Goal(learner.meta_loss)
-
-
-def _teacher(paths: tuple[str, ...], shape: tuple[int, ...]) -> Learner:
-    """Load the teacher; several become one fused learner of equal weights."""
-    loaded = [once(store.load(path)[0]) for path in paths]
-    return loaded[0] if len(loaded) == 1 else join(loaded, "mixture", [1 / len(loaded)] * len(loaded), False, shape).eval()
-
-
 def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
     """Fit, calibrate on validation tasks, write the learner into job.out, and return its final metrics.
 
@@ -319,13 +203,13 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     started = time.monotonic()
     pool = open_pool(job.pool)
-    learner, spec = _learner_for(job, pool)
+    learner, spec = learner_for(job, pool)
     began = store.digest(learner)
     validation, augment = Validation(pool, job.tasksets), job.domain.augment
     if job.order_weight:
         for one in (learner, *getattr(learner, "members", [])):
             one.objective = replace(one.objective, order_weight=job.order_weight, unit=validation.unit)
-    goal = _goal(job, learner, pool)
+    goal = goal_of(job, learner, pool)
     batches: ItemBatches | TaskBatches
     if job.objective == "base" and isinstance(learner, Policy):
         assert job.base is not None

@@ -14,6 +14,7 @@ from components.contracts import AugmentSection
 from components.distillation import Distillation, class_features, feature_loss, rank_loss, relation_loss, soft_loss, value_loss
 from components.domains import images
 from components.domains.pool import Pool
+from components.goals import teacher_of
 from components.inputs import InputError
 from components.learners import store
 from components.learners.fused import FusedLearner
@@ -21,7 +22,6 @@ from components.learners.learner import Learner
 from components.learning import RecipeSection
 from components.tasks import Examples, Lesson
 from components.tasksets import read_table
-from components.training import _teacher
 
 NONE, BENT = AugmentSection(0, 0, 0, 0, 0), AugmentSection(9, 0.15, 0.15, 0.05, 0.03)
 PLAIN = RecipeSection(temperature=4.0, soft_weight=0.0, class_weight=0.0, feature_weight=0.0, relation_weight=0.0, teacher_shots=0, noise=0.0, unlabelled=0)
@@ -166,7 +166,7 @@ def test_several_teachers_teach_the_mean_of_their_distributions(tmp_path) -> Non
     for seed, name in enumerate(("protonet", "maml", "ridge")):
         store.save(store.build(spec(name), seed), spec(name), tmp_path / name, {})
         paths.append(str(tmp_path / name))
-    found = softmax(predict(_teacher(tuple(paths), PICTURES), batch), -1)
+    found = softmax(predict(teacher_of(tuple(paths), PICTURES), batch), -1)
     wanted = torch.stack([softmax(predict(store.load(path)[0], batch), -1) for path in paths]).mean(0)
     assert torch.allclose(found, wanted, atol=1e-5)
 

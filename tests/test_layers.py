@@ -11,7 +11,7 @@ LAYERS = [
     {"contracts", "learning", "inputs", "scores", "plain", "tasks", "networks", "draws", "objectives", "gradients", "descent", "environments", "figures"},
     {"domains", "learners"},
     {"tasksets", "batches", "validation", "distillation", "mixing", "fusion", "task_figures"},
-    {"training", "evaluation", "drift", "curves", "looking", "serving", "examination", "challenge"},
+    {"goals", "training", "evaluation", "drift", "curves", "looking", "serving", "examination", "challenge"},
     {"launch"},
 ]
 OWN = ("components.contracts", "components.learning", "components.inputs")  # they need nothing beyond either

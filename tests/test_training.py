@@ -14,13 +14,14 @@ from components.batches import ItemBatches, TaskBatches, bent
 from components.contracts import AugmentSection
 from components.domains import images
 from components.domains.pool import Pool
+from components.goals import Goal
 from components.job import FitJob, Watch
 from components.launch import fit
 from components.learners import store
 from components.learning import FitSection
 from components.lineage import trained_on
 from components.tasksets import read_table
-from components.training import Fit, Goal
+from components.training import Fit
 from flows.config import load
 
 AUGMENT = AugmentSection(9, 0.15, 0.15, 0.05, 0.03)
