@@ -81,6 +81,7 @@ class BaseSection:
 
     def __post_init__(self) -> None:
         positive(**{"base.batch": self.batch, "base.scale": self.scale, "base.ridge": self.ridge})
+        require(self.batch > 1, f"base.batch must be at least 2, since normalisation compares the items of a batch, got {self.batch}. Raise it.")
         require(0 <= self.label_smoothing < 1, f"base.label_smoothing must lie in [0, 1), got {self.label_smoothing}. Use 0 for none.")
         require(self.turns in (1, 2, 4, 8), f"base.turns must be 1, 2, 4 or 8 (quarter turns and mirrors), got {self.turns}. Use 1 for none.")
 
@@ -184,6 +185,8 @@ class StudentSection:
         for key in (key for changes in self.sweep for key in changes):
             require(key in known, f"student.sweep changes {key}, but a recipe has {', '.join(known)}. Use one of them.")
         whole = ("teacher_shots", "unlabelled")
+        for key, value in ((k, v) for changes in self.sweep for k, v in changes.items() if k in whole):
+            require(value == int(value), f"student.sweep must give {key} a whole number, got {value}. Use {int(value)} or {int(value) + 1}.")
         competing = {"-".join(f"{k}-{v:g}" for k, v in changes.items()): changes for changes in self.sweep}
         return {
             name: dataclasses.replace(self.recipe, **{k: int(v) if k in whole else v for k, v in changes.items()})  # type: ignore[arg-type]

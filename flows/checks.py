@@ -18,18 +18,17 @@ if TYPE_CHECKING:
 def check(config: Config) -> None:
     """Raise InputError for combinations of sections that cannot work, before anything is built."""
     domain = config.domain
-    for where, section in (("learner", config.learner), ("student.learner", config.student.learner)):
-        _check_learner(where, section, config)
-    pictures = config.backbone.name != "mlp" and domain.objective == "cross_entropy"
-    require(
-        pictures or config.base.turns == 1,
-        f"base.turns must be 1 in domain {domain.name}, whose items are no pictures, got {config.base.turns}. Use base.turns=1.",
-    )
     drawn = "size" in domain.source
-    told = f"must be 1 in domain {domain.name}, whose items are no pictures, got {config.tasks.turns}. Use tasks.turns=1."
-    require(drawn or config.tasks.turns == 1, f"tasks.turns {told}")
+    kind, shape, preset = ("conv", "pictures", "conv4") if drawn else ("mlp", "vectors", "mlp")
+    fits = f"backbone.name must be {kind} in domain {domain.name}, whose items are {shape}"
+    require(config.backbone.name == kind, f"{fits}, got {config.backbone.name}. Use backbone={preset}.")
+    for name, turns in (("base.turns", config.base.turns), ("tasks.turns", config.tasks.turns)):
+        told = f"{name} must be 1 in domain {domain.name}, whose items are no pictures, got {turns}. Use {name}=1."
+        require(drawn or turns == 1, told)
     bent = [f"domain.augment.{name}" for name, value in vars(domain.augment).items() if value and not drawn]
     require(not bent, f"{', '.join(bent)} must be 0 in domain {domain.name}, whose items are no pictures. Set them to 0.")
+    for where, section in (("learner", config.learner), ("student.learner", config.student.learner)):
+        _check_learner(where, section, config)
     _check_source(config)
     _check_played(config)
     _check_backbone(config)
