@@ -212,7 +212,7 @@ WRONG = {
     "no shape": (lambda f: plain(f, input_shape="28"), [], "backbone.json must hold activation, head"),
     "other widths": (lambda f: None, ["backbone.widths=[16,16]"], "backbone.widths=[16, 16] must be what backbone.start was trained with, got widths [16, 32]"),
     "another norm": (lambda f: plain(f, norm="group"), [], "backbone.norm=batch must be what backbone.start was trained with, got norm group"),
-    "another kind": (lambda f: None, ["backbone=mlp", "backbone.widths=[16,32]", "learner=ridge"], "backbone.name=mlp must be"),
+    "another kind": (lambda f: plain(f, name="mlp"), [], "backbone.name=conv must be"),
     "a tensor too few": (lambda f: tensors(f, lambda s: s.pop("blocks.0.conv.weight")), [], "got no blocks.0.conv.weight"),
     "a tensor too many": (lambda f: tensors(f, lambda s: s.update(head=torch.ones(3))), [], "got an unknown head"),
     "another size": (lambda f: tensors(f, lambda s: s.update({"blocks.1.norm.bias": torch.ones(3)})), [], "blocks.1.norm.bias float32 [3] for float32 [32]"),
