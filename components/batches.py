@@ -11,11 +11,9 @@ from components.contracts import AugmentSection
 from components.domains import images
 from components.domains.pool import Pool, check_shots
 from components.draws import below, bits, key_of, seed_of
-from components.learning import RecipeSection
+from components.learning import SHARD, RecipeSection
 from components.tasks import Examples, Lesson, TaskBatch
 from components.tasksets import TaskTable
-
-SHARD = 32  # items of the base batch that share one generator, and go to one process together
 
 
 class ItemBatches:
@@ -108,7 +106,8 @@ class LessonBatches(TaskBatches):
     def __call__(self, step: int, rank: int, world: int) -> Lesson:
         numbers, rows = self._numbers(step, rank, world)
         classes, support, query = (part[rows] for part in (self.table.classes, self.table.support, self.table.query))
-        more = np.stack([self._more(n, *task) for n, task in zip(numbers, zip(classes, support, query, strict=True), strict=True)])
+        tasks = zip(numbers, classes, support, query, strict=True)
+        more = np.stack([self._more(*task) for task in tasks]) if self.more else np.empty((*support.shape[:2], 0), np.int64)
         own, asked, further = self._examples(numbers, support, query, more)
         taught = Examples(torch.cat([own.x, further.x], 1), torch.cat([own.y, further.y], 1), own.way)
         if self.noise > 0:

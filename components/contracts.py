@@ -10,7 +10,6 @@ from typing import Any, Literal
 from components.inputs import positive, require, way_shot
 from components.learning import BackboneStartSection, BaseSection, FusionSection, LearnerSection, StudentSection
 
-SPLITS = ("train", "val", "gate", "test")
 CELLS = ("known-known", "known-new", "new-known", "new-new")  # users-items: splits of a cold start, reported as the test split is
 Within = Literal["group", "all"]
 

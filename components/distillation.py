@@ -112,6 +112,7 @@ class Distillation(nn.Module):
             target, theirs = _answer(teacher, lesson.taught, asked)
             target = target / teacher.temperature
         hard, metrics = student.objective.loss_and_metrics(outputs[:, :labelled], lesson.query.y)
+        metrics["hard_loss"] = metrics["loss"]
         if student.objective.name == "cross_entropy":
             soft = soft_loss(outputs, target, recipe.temperature)
             metrics["agreement"] = (outputs.argmax(-1) == target.argmax(-1)).float().mean()
@@ -131,7 +132,7 @@ class Distillation(nn.Module):
                 part = getattr(self, f"_{name}_loss")(own.flatten(2), theirs.flatten(2))
                 metrics[f"{name}_loss"] = part.detach()
                 loss = loss + weight * part
-        return loss, metrics
+        return loss, metrics | {"loss": loss.detach()}
 
     def _class_loss(self, own: Tensor, theirs: Tensor) -> Tensor:
         """Soft outputs over the training classes, both by cosine: the teacher's to its class means (Tian et al. 2020, arXiv:2003.11539, sec. 3.3)."""

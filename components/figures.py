@@ -1,13 +1,15 @@
 """Figures, returned and never saved: whoever asks for one knows where it goes."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from components.scores import Cost
 
 MARKS = {"base": "s", "teacher": "D", "fused": "*", "fused-distilled": "P", "champion": "v"}
 BEFORE = "teacher, not adapted"  # a dashed curve
@@ -19,17 +21,6 @@ def heading(figure: Figure, text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """One learner in the trade-off: its score and half interval as shown, its parameters, and seconds to adapt to and predict one task."""
-
-    role: str
-    score: float
-    half: float
-    parameters: float
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Curves:
     """One task: its support and query as (inputs, values), and each learner's values [P] at `x` [P]."""
 
@@ -37,17 +28,6 @@ class Curves:
     query: tuple[np.ndarray, np.ndarray]
     x: np.ndarray
     by_learner: dict[str, np.ndarray]
-
-
-def costs(metrics: Mapping[str, float], setting: str, score: str, factor: float, leave_out: Sequence[str]) -> list[Cost]:
-    """Read from an evaluation's metrics what each learner costs and scores in one setting; references in `leave_out` are not learners."""
-    roles = [name.removesuffix("/parameters") for name in metrics if name.endswith("/parameters")]
-    found = []
-    for role in (r for r in roles if r not in leave_out):
-        where = f"test/{setting}/{role}/{score}"
-        seconds = metrics[f"test/{setting}/{role}/seconds"]
-        found.append(Cost(role, factor * metrics[where], factor * metrics[f"{where}_ci95"], metrics[f"{role}/parameters"], seconds))
-    return found
 
 
 def adapted_curves(tasks: Sequence[Curves], title: str) -> Figure:

@@ -120,7 +120,7 @@ def _over_training_classes(job: FitJob, learner: Learner) -> Loss:
         loss, metrics = measure.loss_and_metrics(outputs, y)
         if smoothing > 0:
             loss = (1 - smoothing) * loss - smoothing * outputs.log_softmax(-1).mean()
-        return loss, metrics
+        return loss, metrics | {"loss": loss.detach()}
 
     return loss_of
 

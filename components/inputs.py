@@ -15,7 +15,7 @@ def require(condition: bool, message: str) -> None:
 
 def positive(**values: float) -> None:
     for name, value in values.items():
-        require(0 < value < math.inf, f"{name} must be above 0, got {value}. Set {name} to a positive number.")
+        require(0 < value < math.inf, f"{name} must be above 0, got {value}. Set it to a positive number.")
 
 
 def way_shot(setting: str) -> tuple[int, int]:

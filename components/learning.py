@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from components.inputs import positive, require
 
+SHARD = 32  # items of the base batch that share one generator, and go to one process together
+
 
 @dataclass
 class FitSection:
@@ -54,6 +56,17 @@ class BackboneSection:
             f"backbone.pool needs one entry a block, got {len(self.pool)} for {len(self.widths)} widths. Give both the same length.",
         )
         require(min(self.widths) > 0, f"backbone.widths must be positive, got {self.widths}. Use at least 1 filter a block.")
+
+    def check_reads(self, shape: tuple[int, ...], where: str = "backbone") -> None:
+        """Raise InputError, naming the config's group `where`, unless such a network reads inputs of this shape: pictures [C, H, W] or vectors [D]."""
+        kind, items, preset = ("conv", "pictures", "conv4") if len(shape) == 3 else ("mlp", "vectors", "mlp")
+        require(self.name == kind, f"{where}.name must be {kind} for {items}, got {self.name}. Use {where}={preset}.")
+        if self.name == "mlp":
+            return
+        halved, side = sum(self.pool), min(shape[1:]) >> sum(self.pool)
+        require(side > 0, f"{where}.pool must leave a pixel, got {halved} halvings of {shape[1]}x{shape[2]}. Pool less often.")
+        told = f"{where}.norm=instance compares the pixels of a feature map, got one pixel after {halved} halvings of {shape[1]}x{shape[2]}"
+        require(self.norm != "instance" or side > 1, f"{told}. Use batch or group, or pool less often.")
 
 
 @dataclass
@@ -184,10 +197,13 @@ class StudentSection:
         known = [f.name for f in dataclasses.fields(RecipeSection)]
         for key in (key for changes in self.sweep for key in changes):
             require(key in known, f"student.sweep changes {key}, but a recipe has {', '.join(known)}. Use one of them.")
-        whole = ("teacher_shots", "unlabelled")
+        whole = [f.name for f in dataclasses.fields(RecipeSection) if f.type is int]
         for key, value in ((k, v) for changes in self.sweep for k, v in changes.items() if k in whole):
             require(value == int(value), f"student.sweep must give {key} a whole number, got {value}. Use {int(value)} or {int(value) + 1}.")
         competing = {"-".join(f"{k}-{v:g}" for k, v in changes.items()): changes for changes in self.sweep}
+        require(
+            len(competing) == len(self.sweep), f"student.sweep must list changes that differ, got {len(self.sweep) - len(competing)} twice. Leave them out."
+        )
         return {
             name: dataclasses.replace(self.recipe, **{k: int(v) if k in whole else v for k, v in changes.items()})  # type: ignore[arg-type]
             for name, changes in ({"plain": {}, **competing} if self.sweep else {}).items()
@@ -200,6 +216,8 @@ class StudentSection:
     def backbone(self, index: int, teacher: BackboneSection) -> BackboneStartSection:
         """Return student i's backbone: of the teacher's kind, with its own widths and weights."""
         widths = self.widths[0 if self.same_start else index]
+        told = f"student.pool needs one entry a block, got {len(self.pool)} for {len(widths)} widths. Give both the same length."
+        require(teacher.name == "mlp" or len(widths) == len(self.pool), told)
         return BackboneStartSection(teacher.name, widths, self.pool, self.head, teacher.norm, teacher.activation, None, False)
 
 

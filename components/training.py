@@ -100,7 +100,7 @@ class Fit(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Leave a gradient that is not finite out. All processes hold the same reduced gradient, so they agree."""
         held = [p for p in self.trained() if p.grad is not None]
-        if all(bool(torch.isfinite(p.grad).all()) for p in held):  # type: ignore[arg-type]
+        if bool(torch.nn.utils.get_total_norm([p.grad for p in held], math.inf).isfinite()):  # type: ignore[misc]
             self.in_a_row = 0
             return
         for parameter in held:
@@ -128,7 +128,6 @@ class Fit(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"], checkpoint["best"], checkpoint["in_a_row"] = self.history, self.best, self.in_a_row
-        checkpoint["position"] = {"epoch": self.current_epoch + 1, "step": self.global_step}  # of the task set and of its generators
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("extra.")}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -55,6 +55,22 @@ class Slot:
 
 
 @cache
+def _source(module: str) -> tuple[bytes, tuple[str, ...]]:
+    """Return a module's file, and the modules of `components` that it imports at module level."""
+    path = paths.CODE.joinpath(*module.split("."))
+    content = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_bytes()
+    found: list[str] = []
+    for node in ast.parse(content).body:
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        for name in (n for n in names if n.startswith("components")):
+            found.append(name)
+            if isinstance(node, ast.ImportFrom):
+                children = (f"{name}.{alias.name}" for alias in node.names)
+                found += [c for c in children if paths.CODE.joinpath(*c.split(".")).with_suffix(".py").exists()]
+    return content, tuple(found)
+
+
+@cache
 def code_digest(*modules: str) -> str:
     """Return sha256 over the files of `components.*` that the given modules import at module level, themselves included.
 
@@ -64,18 +80,9 @@ def code_digest(*modules: str) -> str:
     todo = list(modules)
     while todo:
         module = todo.pop()
-        if module in seen:
-            continue
-        path = paths.CODE.joinpath(*module.split("."))
-        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        seen[module] = file.read_bytes()
-        for node in ast.parse(seen[module]).body:
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            for name in (n for n in names if n.startswith("components")):
-                todo.append(name)
-                if isinstance(node, ast.ImportFrom):
-                    children = (f"{name}.{alias.name}" for alias in node.names)
-                    todo += [c for c in children if paths.CODE.joinpath(*c.split(".")).with_suffix(".py").exists()]
+        if module not in seen:
+            seen[module], imported = _source(module)
+            todo += imported
     digest = hashlib.sha256()
     for module in sorted(seen):
         digest.update(module.encode() + b"\0" + seen[module] + b"\0")

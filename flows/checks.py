@@ -8,7 +8,7 @@ from components.contracts import Config, TrainerSection
 from components.domains.options import OPTIONS, OwnFiles
 from components.inputs import require
 from components.learners.options import FAMILIES, family
-from components.learning import LearnerSection
+from components.learning import SHARD, LearnerSection
 from components.plain import describe
 
 if TYPE_CHECKING:
@@ -19,13 +19,16 @@ def check(config: Config) -> None:
     """Raise InputError for combinations of sections that cannot work, before anything is built."""
     domain = config.domain
     drawn = "size" in domain.source
-    kind, shape, preset = ("conv", "pictures", "conv4") if drawn else ("mlp", "vectors", "mlp")
-    fits = f"backbone.name must be {kind} in domain {domain.name}, whose items are {shape}"
-    require(config.backbone.name == kind, f"{fits}, got {config.backbone.name}. Use backbone={preset}.")
+    shape = (3 if domain.source.get("colour") else 1, domain.source["size"], domain.source["size"]) if drawn else (1,)
+    config.backbone.check_reads(shape)
+    for i in range(config.student.count):
+        config.student.backbone(i, config.backbone).check_reads(shape, "student")
     for name, turns in (("base.turns", config.base.turns), ("tasks.turns", config.tasks.turns)):
         told = f"{name} must be 1 in domain {domain.name}, whose items are no pictures, got {turns}. Use {name}=1."
         require(drawn or turns == 1, told)
     bent = [f"domain.augment.{name}" for name, value in vars(domain.augment).items() if value and not drawn]
+    told = f"base.label_smoothing must be 0 in domain {domain.name}, whose items have no classes, got {config.base.label_smoothing}. Set it to 0."
+    require(domain.objective == "cross_entropy" or not config.base.label_smoothing, told)
     require(not bent, f"{', '.join(bent)} must be 0 in domain {domain.name}, whose items are no pictures. Set them to 0.")
     for where, section in (("learner", config.learner), ("student.learner", config.student.learner)):
         _check_learner(where, section, config)
@@ -36,8 +39,12 @@ def check(config: Config) -> None:
     _check_fusion(config)
     _check_challenge(config)
     _check_nodes(config.trainer)
-    shards = config.base.batch // (config.tasks.query if domain.objective == "return" else 32)  # of what a step of the base is made
-    sizes = {"base.batch": max(1, shards), "learner.tasks_per_step": config.learner.tasks_per_step}
+    played = domain.objective == "return"
+    shards = max(1, config.base.batch // (config.tasks.query if played else SHARD))  # equal parts that a step of the base is made of
+    odd = config.base.batch % (config.tasks.query if played else shards)
+    told = f"base.batch must be a multiple of tasks.query={config.tasks.query}" if played else f"base.batch must split into {shards} equal parts"
+    require(odd == 0, f"{told}, got {config.base.batch}. Use {config.base.batch - odd}.")
+    sizes = {"base.batch": shards, "learner.tasks_per_step": config.learner.tasks_per_step}
     if config.student.count:
         sizes["student.learner.tasks_per_step"] = config.student.learner.tasks_per_step
         sizes |= {"fusion.tasks_per_step": config.fusion.tasks_per_step} if config.fusion.fits() else {}

@@ -171,10 +171,19 @@ def _to_section(kind: type, plain: dict[str, Any], where: str) -> Any:
     except ValidationError as errors:
         first = errors.errors()[0]
         reason = first.get("ctx", {}).get("error")
-        if isinstance(reason, InputError):
-            raise reason from errors
         key = ".".join([where, *map(str, first["loc"])]).strip(".")
+        if isinstance(reason, InputError):
+            raise InputError(_placed(str(reason), key)) from errors
         raise InputError(f"{key}: {first['msg']}, got {first['input']!r}. See the values with --cfg job.") from errors
+
+
+def _placed(told: str, place: str) -> str:
+    """Name the whole key where a kind of section that stands in several places tells of its own: `steps` of base.fit, `learner.views` of student.learner."""
+    key = told.split()[0]
+    if not re.fullmatch(r"[a-z_.]+", key):
+        return told
+    above = key.rpartition(".")[0]
+    return f"{place.removesuffix(above).strip('.')}.{told}".lstrip(".") if f".{place}".endswith(f".{above}".rstrip(".")) else told
 
 
 def _one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from components.contracts import StageRef
-from components.scores import OBJECTIVE_SCORES, SCORES
+from components.scores import OBJECTIVE_SCORES, SCORES, costs
 from flows import tracking
 from flows.artifacts import REFERENCES, markdown
 from flows.plan import fused_of
@@ -19,16 +19,17 @@ Drawn = Iterator[tuple[str, Any]]
 
 
 def trade_off(line: Pipeline, evaluation: StageRef) -> None:
-    """What does a point of the score cost in parameters and time? A figure a setting, and a table."""
-    from components import figures
-
+    """What does a point of the score cost in parameters and time? A figure a setting of a new evaluation, and a table."""
     config, m = line.config, evaluation.metrics
     score = OBJECTIVE_SCORES[config.domain.objective]
     shown, text, runs = SCORES[score], [], _runs(line, evaluation)
     for setting in config.evaluation.settings:
-        found = figures.costs(m, setting, score, shown.factor, REFERENCES)
-        title = f"{config.registry.model}, {setting}: {config.evaluation.tasks} test tasks, seed {config.seed}, 95 % intervals"
-        tracking.log_figure(runs, figures.trade_off(found, title, _axis(score)), f"figures/trade-off-{setting}.png")
+        found = costs(m, setting, score, shown.factor, REFERENCES)
+        if not evaluation.cached:
+            from components import figures
+
+            title = f"{config.registry.model}, {setting}: {config.evaluation.tasks} test tasks, seed {config.seed}, 95 % intervals"
+            tracking.log_figure(runs, figures.trade_off(found, title, _axis(score)), f"figures/trade-off-{setting}.png")
         for c in found:
             text.append([setting, c.role, f"{c.score:.{shown.digits}f} ± {c.half:.{shown.digits}f}", f"{c.parameters:.0f}", f"{1000 * c.seconds:.2f}"])
     head = ["setting", "learner", score, "parameters", "ms a task"]

@@ -36,7 +36,7 @@ def metrics(store: Any, run_id: str, values: list[list[Any]], at: int, step: int
 def dataset(store: Any, run_id: str, name: str, digest: str, path: str, context: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    source = Dataset(name=name, digest=digest[:36], source_type="local", source=f'{{"uri": "{path}"}}')
+    source = Dataset(name=name, digest=digest[:36], source_type="local", source=json.dumps({"uri": path}))
     store.log_inputs(run_id, [DatasetInput(source, [InputTag("mlflow.data.context", context)])])
 
 

@@ -100,7 +100,7 @@ def test_every_experiment_composes(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("label\n")
     folder, file = f"domain.source.root={tmp_path}", f"domain.source.file={tmp_path / 'rows.csv'}"
     needed = {
-        "domain=sinusoid": ["experiment=sinusoid"],
+        **{chosen: ["experiment=sinusoid"] for chosen in ("domain=sinusoid", "backbone=mlp", "student=mlp")},
         **{f"domain={name}": [f"experiment={name}"] for name in ("ratings", "clicks")},
         **{chosen: ["experiment=navigation"] for chosen in ("domain=control", "student=policy", "learner=policy_gradient", "learner=policy_memory")},
         "domain=image_folder": [folder],

@@ -84,7 +84,7 @@ def test_ends_and_choices_are_checked_before_anything_runs(capsys: pytest.Captur
     assert found.samples() == [[f"tasks.way={way}", f"learner={learner}"] for way, learner in ((2, "protonet"), (9, "protonet"), (2, "protonet"), (2, "ridge"))]
     with pytest.raises(SystemExit) as ended:
         cli.answer_early([SMOKE, "--multirun", "trials=2", "learner.fit.lr=interval(-1.0,0.1)"])
-    assert ended.value.code == 2 and capsys.readouterr().err == "error: lr must be above 0, got -1.0. Set lr to a positive number.\n"
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: learner.fit.lr must be above 0, got -1.0. Set it to a positive number.\n"
 
 
 @pytest.mark.slow
