@@ -8,8 +8,8 @@ from components.contracts import Config, TrainerSection
 from components.domains.options import OPTIONS, OwnFiles
 from components.inputs import require
 from components.learners.options import FAMILIES, family
-from components.learning import SHARD, LearnerSection
-from components.plain import describe
+from components.learning import SHARD, BackboneSection, LearnerSection
+from components.plain import describe, narrow
 
 if TYPE_CHECKING:
     from flows.plan import Outside
@@ -142,6 +142,18 @@ def check_pool(config: Config, pool: str) -> None:
         large_groups(opened, "test")
 
 
+def check_new(config: Config, pool: Path) -> None:
+    """Raise InputError where a new version of the data, in folder `pool`, cannot give the tasks that are asked for."""
+    from components.domains.pool import open_pool
+    from components.tasksets import check as check_table
+    from components.tasksets import specs
+
+    opened = open_pool(pool)
+    for spec in specs(config.tasks, config.evaluation, opened.cells):
+        check_table(spec, opened)
+    check_pool(config, str(pool))
+
+
 def check_devices(config: Config) -> None:
     """Raise InputError where a GPU is asked for and none is there: on the machine that trains, which need not be the one that asks."""
     if config.trainer.accelerator != "gpu":
@@ -169,6 +181,10 @@ def check_outside(config: Config, pool: str, outside: "Outside") -> None:
         if where in starts:  # weights can begin anywhere
             seen: Pool | None = opened
             reason = misfit(spec, spec["objective"], opened)
+            own = spec.get("member", spec).get("backbone")  # a learner that looks at several views has a member
+            asked = vars(narrow(config.backbone, BackboneSection))
+            if not reason and own != asked:
+                reason = f"The model has backbone {own}, where the config asks for {asked}"
             names = [kept["names"] for kept in (told["about"].get("columns"), opened.kept.get("columns")) if kept]
             if not reason and len(names) == 2 and names[0] != names[1]:
                 reason = f"The model reads columns {describe(names[0])}, but the data have {describe(names[1])}, in this order"

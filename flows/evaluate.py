@@ -1,16 +1,19 @@
 """Score any model on any domain's test tasks: `python -m flows.evaluate model=<uri> domain=<name> [key=value ...]`"""
 
+import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.contracts import Config
+from components.inputs import require
 from flows import cli
 
 if TYPE_CHECKING:  # torch stays out of what starts a command
     from components.domains.pool import Pool
     from components.learners.learner import Learner
+    from components.tasksets import TaskSpec
 
 HELP = """python -m flows.evaluate model=<uri> domain=<name> [key=value ...]
 
@@ -25,6 +28,7 @@ the model before it has played), and prints means with 95 % intervals.
 def evaluate(*overrides: str, model: str) -> None:
     """Pin the data, draw the test tasks, score, and record it all as an MLflow run."""
     from components.domains.pool import open_pool
+    from components.tasksets import check
     from flows import tracking
     from flows.config import load
     from flows.versions import pinned
@@ -32,7 +36,17 @@ def evaluate(*overrides: str, model: str) -> None:
     config = load(overrides)
     folder = tracking.model_folder(model)
     experiment = tracking.open_store(config.registry.model)
-    with pinned(config.domain, config.data.pin, config.data.write_pin, config.mirror) as data:
+    told, asked = json.loads((folder / "learner.json").read_text())["spec"].get("objective", "cross_entropy"), config.domain.objective
+    require(told == asked, f"The model predicts by {told}, but domain {config.domain.name} asks for {asked}. Choose another model or another domain.")
+
+    def accept(made: Path) -> None:
+        """Look at new data before they take the place of what is there."""
+        pool = open_pool(made)
+        _compared(folder, config, pool)
+        for table in _tables(config):
+            check(table, pool)
+
+    with pinned(config.domain, config.data.pin, config.data.write_pin, config.mirror, accept=accept) as data:
         pool = open_pool(data.path)
         compared, trained, seen = _compared(folder, config, pool)
         names = pool.classes["name"].to_pylist()
@@ -53,7 +67,6 @@ def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Le
     Raises InputError where it fits no task.
     """
     from components.domains.seen import view
-    from components.inputs import require
     from components.learners import store
     from components.learners.reference import Nearest, WithoutSupport
     from components.lineage import trained_on
@@ -69,17 +82,22 @@ def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Le
     return {"model": learner, beside: other}, trained, {} if seen is pool else {"model": seen}
 
 
+def _tables(config: Config) -> "list[TaskSpec]":
+    from components.tasksets import specs
+
+    return [s for s in specs(config.tasks, config.evaluation) if s.split == "test"]
+
+
 def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: dict[str, "Pool"], trained: set[str], run_id: str) -> dict[str, float]:
     """Draw the test tasks, score everyone on them, and keep the scores task by task with the run."""
     from components import challenge
     from components.evaluation import evaluate as score
-    from components.tasksets import specs, write_tasksets
+    from components.tasksets import write_tasksets
     from flows import paths, tracking
 
     e = config.evaluation
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
-        tables = [s for s in specs(config.tasks, e) if s.split == "test"]
-        write_tasksets(tables, pool, config.seed, Path(work))
+        write_tasksets(_tables(config), pool, config.seed, Path(work))
         metrics = score(compared, {}, {}, e.settings, "test", pool, work, Path(work), e.scores, seen=seen)
         tracking.log_file(run_id, Path(work) / "scores-test.parquet")
         if e.challenge is not None:

@@ -1,6 +1,7 @@
 """The pipeline: `python -m flows.retrain [group=choice | key=value ...]`, and the flow that deployments run."""
 
 import sys
+from functools import partial
 from typing import Annotated, Any
 
 from flows import cli
@@ -17,7 +18,7 @@ from components.plain import masked
 from components.scores import OBJECTIVE_SCORES
 from flows import artifacts, cards, gallery, leftovers, promotion, registry, report, runlist, stages, terminal, tracking
 from flows.caching import lookup
-from flows.checks import check_devices, check_outside, check_pool
+from flows.checks import check_devices, check_new, check_outside, check_pool
 from flows.config import groups, load, validated_on
 from flows.fanout import distilled
 from flows.plan import contender, fused_of, seed_of_student
@@ -72,9 +73,9 @@ def retrain(
     leftovers.bury(tracking.store(), folder)
     tags = stages.environment_tags(runtime.flow_run.id) | {"stage": "retrain", "overrides": " ".join(overrides)}
     tags |= {"mlflow.source.name": f"flows.retrain {tags['overrides']}".strip(), "mlflow.source.type": "LOCAL"}
-    wanted = (config.domain, config.data.pin, config.data.write_pin, config.mirror)
+    wanted = (config.domain, config.data.pin, config.data.write_pin, config.mirror, deployed(), partial(check_new, config))
     own_run = tracking.run(folder, f"{config.experiment}-seed{config.seed}", tags, sweep)
-    with turn(config.domain.name), own_run as run_id, pinned(*wanted, patient=deployed()) as pool:
+    with turn(config.domain.name), own_run as run_id, pinned(*wanted) as pool:
         check_pool(config, pool.path)
         where = masked(tracking.uri())
         require(tracking.store_exists(), f"{where} must stay while a pipeline waits, or nobody knows the champion; got nothing there. Put it back.")

@@ -114,14 +114,22 @@ def current_digest(domain: DomainSection, where: str | None) -> str | None:
     return actual if actual == pinned or (where is None and pinned is None) else pinned
 
 
+Accept = Callable[[Path], object]
+
+
 @contextmanager
-def pinned(domain: DomainSection, where: str | None, write: bool, mirror: str | None, patient: bool = False) -> Iterator[Pinned]:
-    """Yield what pin_data leaves, which stays until this is over; who needs other data of the domain waits if `patient`, or gets an InputError."""
+def pinned(
+    domain: DomainSection, where: str | None, write: bool, mirror: str | None, patient: bool = False, accept: Accept = lambda pool: None
+) -> Iterator[Pinned]:
+    """Yield what pin_data leaves, which stays until this is over; who needs other data of the domain waits if `patient`, or gets an InputError.
+
+    `accept` looks at the folder of a new version before it takes the place of what is there: where it raises, data and pin stay as they are.
+    """
     with ExitStack() as stack:
 
         def pin() -> Pinned:
             with _alone():
-                found = _pin(domain, where, write, mirror)
+                found = _pin(domain, where, write, mirror, accept)
                 stack.enter_context(holds.used(domain.name))
                 return found
 
@@ -144,7 +152,7 @@ def _alone() -> FileLock:
     return FileLock(paths.locks() / "data.lock")  # waits
 
 
-def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | None) -> Pinned:
+def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | None, accept: Accept) -> Pinned:
     text = find_pin(where)
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
@@ -155,10 +163,10 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
     if expected is not None and tree_md5(target) == expected and usable():
         return Pinned(domain.name, str(target), expected, str(whole), str(text), "already there", False)
     with holds.changed(domain.name):
-        return _renew(domain, text, where, write, mirror, usable)
+        return _renew(domain, text, where, write, mirror, usable, accept)
 
 
-def _renew(domain: DomainSection, text: str | None, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool]) -> Pinned:
+def _renew(domain: DomainSection, text: str | None, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool], accept: Accept) -> Pinned:
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
     if target.exists() and expected is not None and tree_md5(target) != expected:
@@ -170,7 +178,7 @@ def _renew(domain: DomainSection, text: str | None, where: str | None, write: bo
     if expected is not None and where is not None:
         raise InputError(f"data.pin={where} pins {domain.name} {expected}, which is neither in the cache nor on a remote. Run dvc pull, or leave out data.pin.")
     _say(f"data/{domain.name}: building it from its source")
-    _build(domain, mirror, target)
+    _build(domain, mirror, target, expected, accept)
     actual = str(tree_md5(target))
     new_text = _add(text, domains, domain.name, actual)
     if actual == expected and read_pin(new_text)[0] == whole:
@@ -215,10 +223,12 @@ def _write(domain: DomainSection, mirror: str | None, folder: Path) -> None:
     write_pool(source, domain.splits, domain.name, source_digest(domain), folder)
 
 
-def _build(domain: DomainSection, mirror: str | None, target: Path) -> None:
+def _build(domain: DomainSection, mirror: str | None, target: Path, expected: str | None, accept: Accept) -> None:
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".build-") as work:
         made = Path(work) / domain.name
         _write(domain, mirror, made)
+        if tree_md5(made) != expected:
+            accept(made)
         target.parent.mkdir(parents=True, exist_ok=True)
         _swap(made, target)
 

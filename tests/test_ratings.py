@@ -143,6 +143,7 @@ def test_a_file_without_a_needed_column_or_with_text_for_numbers_is_named(tmp_pa
         (table.drop_columns(["time"]), "lacks time"),
         (table.set_column(3, "time", pa.array(["noon"] * len(table))), "numbers in column time"),
         (table.set_column(2, "rating", pa.array([1e39] * len(table))), "a number below 3e38 in every row of rating and time"),
+        (table.slice(0, 0), "must hold a row for every rating, got none"),
         (table.slice(0, 9), "needs four users with 5 ratings"),
     ):
         pyarrow.csv.write_csv(changed, tmp_path / "changed.csv")
@@ -224,6 +225,23 @@ def test_ratings_that_describe_nothing_are_refused(tmp_path: Path) -> None:
     pyarrow.csv.read_csv(path).to_pandas().assign(rating=1).to_csv(tmp_path / "flat.csv", index=False)
     with pytest.raises(InputError, match="must hold ratings that differ, got 1 in every row"):
         ratings.build(replace(OPTIONS, file=str(tmp_path / "flat.csv"), min_ratings=5, factors=2))
+
+
+def test_ratings_off_the_scale_are_refused_and_users_with_few_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pyarrow.csv.read_csv(own(tmp_path)).to_pandas()
+    table.loc[[2, 5], "rating"] = [99, -3]
+    table = table.drop(table[table.user == "u00"].index[4:])
+    table.to_csv(tmp_path / "odd.csv", index=False)
+    odd = replace(OPTIONS, file=str(tmp_path / "odd.csv"), min_ratings=5, factors=2)
+    with pytest.raises(InputError, match=r"must hold ratings from 0.5 to 5, got 2 rows with others: -3, 99"):
+        ratings.build(replace(odd, scale=[0.5, 5]))
+    assert f"1 of {table.user.nunique()} users left out, who have fewer than min_ratings=5" in capsys.readouterr().err
+    table[table.rating.between(0.5, 5)].to_csv(tmp_path / "even.csv", index=False)
+    source = ratings.build(replace(odd, file=str(tmp_path / "even.csv"), scale=[0, 6]))
+    assert isinstance(source.reading, ratings.Catalogue) and [source.reading.scale[end] for end in ("least", "middle", "greatest")] == [0, 3, 6]
+    for wrong in ({"scale": [5, 1]}, {"scale": [1]}, {"scale": [1, 5], "file": None}):
+        with pytest.raises(InputError, match=r"domain.source.scale must be the least and the greatest"):
+            replace(odd, **wrong)  # type: ignore[arg-type]
 
 
 def test_an_item_is_found_by_its_name_as_it_is_written(tmp_path: Path) -> None:

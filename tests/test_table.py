@@ -191,12 +191,33 @@ def test_weights_for_other_columns_are_no_start(tmp_path: Path) -> None:
         pq.write_table(rows().select([*columns, "label"]), tmp_path / f"{name}.parquet")
         write_pool(table.build(options(tmp_path / f"{name}.parquet")), ALL, "table", "x" * 64, tmp_path / name)
     config = load(["experiment=table", f"domain.source.file={tmp_path / 'kept.parquet'}", "learner.start=models:/table@champion"])
-    spec = store.spec_of("protonet", OPTIONS["protonet"], MLP, (2,), "cross_entropy")
-    store.save(store.build(spec), spec, tmp_path / "model", {"domain": "table", "trained_on": []} | open_pool(tmp_path / "kept").kept)
+    for name, backbone in (("model", config.backbone), ("narrow", MLP)):
+        spec = store.spec_of("protonet", OPTIONS["protonet"], backbone, (2,), "cross_entropy")
+        store.save(store.build(spec), spec, tmp_path / name, {"domain": "table", "trained_on": []} | open_pool(tmp_path / "kept").kept)
     start = Outside(start=(str(tmp_path / "model"), "f"))
+    with pytest.raises(InputError, match=r"The model has backbone .*, where the config asks for"):
+        check_outside(config, str(tmp_path / "kept"), Outside(start=(str(tmp_path / "narrow"), "f")))
     check_outside(config, str(tmp_path / "kept"), start)
     with pytest.raises(InputError, match="The model reads columns first, second, but the data have second, first, in this order"):
         check_outside(config, str(tmp_path / "turned"), start)
+
+
+def test_a_column_of_lists_is_a_column_for_each_of_their_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random, labels = np.random.default_rng(2), [f"c{i % 3}" for i in range(9)]
+    found = random.normal(size=(9, 4)).astype(np.float32)
+    uneven = [[1.0] * (1 + i % 2) for i in range(9)]
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1)), 4)
+    for name, column in (("lists", pa.array(found.tolist())), ("fixed", fixed)):
+        pq.write_table(pa.table({"embedding": column, "label": labels, "uneven": uneven}), tmp_path / f"{name}.parquet")
+        source = table.build(options(tmp_path / f"{name}.parquet", standardise=False))
+        assert isinstance(source.reading, Columns) and source.reading.names == [f"embedding_{i}" for i in range(4)]
+        assert np.array_equal(source.inputs, found[[0, 3, 6, 1, 4, 7, 2, 5, 8]]) and "1 columns left out" in capsys.readouterr().err
+
+
+def test_the_label_is_no_feature(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": [1.0, 2, 4, 8], "label": [1, 1, 2, 2]}), tmp_path / "rows.parquet")
+    with pytest.raises(InputError, match="must leave out label and group, which are what is asked for, got label among them"):
+        table.build(options(tmp_path / "rows.parquet", features=["a", "label"]))
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -73,11 +74,29 @@ def read_table(path: Path, names: Sequence[str | None] = ()) -> pa.Table:
         table = table.drop_columns([name for name in index if re.fullmatch(r"__index_level_\d+__", name)])  # pandas' row numbers: no column of the user's
         for name in (name for name, kind in zip(table.column_names, table.schema.types, strict=True) if pa.types.is_binary(kind)):
             table = table.set_column(table.column_names.index(name), name, table[name].cast(pa.string()))  # texts that nobody declared to be such
-        found = list(table.column_names)  # nor names
+        table = _spread(table)
+        found = list(table.column_names)  # names that are no UTF-8 either
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path} must be a CSV file with a header or a Parquet file, got: {one_line(error)}. Check the file.") from error
     twice = sorted({name for name in found if name and found.count(name) > 1})
     require(not twice, f"{path} must name every column once, got {describe(twice)} more than once. Rename them.")
+    return table
+
+
+def _spread(table: pa.Table) -> pa.Table:
+    """Replace each column of lists of n numbers, as embeddings are stored, by n columns <name>_0 and so on; lists of several lengths stay."""
+    for name, kind in zip(table.column_names, table.schema.types, strict=True):
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not is_numeric(kind.value_type):
+            continue
+        column = table.column(name)
+        lengths = set(pc.list_value_length(column).to_pylist())
+        if len(lengths) != 1 or not (size := lengths.pop()):  # none, or a row without a list
+            continue
+        flat = pc.list_flatten(column)
+        place = table.column_names.index(name)
+        table = table.remove_column(place)
+        for i in range(size):
+            table = table.add_column(place + i, f"{name}_{i}", flat.take(pa.array(range(i, len(flat), size))))
     return table
 
 

@@ -142,6 +142,7 @@ class RatingsOptions(OwnFiles):
     that the user touched the item, and after each stand `negatives` items that they had not touched by then, drawn from `seed`.
 
     `about`: columns of the file with numbers that describe the user, the newest of each counts; releases tell theirs by themselves.
+    `scale`: the least and the greatest rating that the file may hold; where it is empty, those that it does hold.
 
     `new_items`: the share of items that no training user is known by. `cells`: how many ratings of known items, and of new ones, users are
     asked for in the cells of a cold start (cells.py); 0 makes none.
@@ -149,7 +150,7 @@ class RatingsOptions(OwnFiles):
 
     own: ClassVar[str] = "file"
     needed: ClassVar[bool] = False
-    younger: ClassVar[tuple[str, ...]] = ("about", "new_items", "cells")
+    younger: ClassVar[tuple[str, ...]] = ("about", "new_items", "cells", "scale")
     reading: ClassVar[int] = 3
     release: str
     file: str | None
@@ -158,6 +159,7 @@ class RatingsOptions(OwnFiles):
     rating: str | None
     time: str
     about: list[str]
+    scale: list[float]
     negatives: int
     seed: int
     min_ratings: int
@@ -178,6 +180,9 @@ class RatingsOptions(OwnFiles):
         told = f"domain.source.new_items must be 0 where ratings have no values (domain.source.rating=null), got {self.new_items}. Set it to 0."
         require(self.rating is not None or not self.new_items, told)
         require(self.release in RELEASES, f"domain.source.release must be one of {', '.join(RELEASES)}, got {self.release!r}. Choose one of them.")
+        pair = len(self.scale) == 2 and self.scale[0] < self.scale[1] and self.rating is not None and self.file is not None
+        told = f"domain.source.scale must be the least and the greatest rating of your own file, got {self.scale}. Use [1,5], say, or [] for none."
+        require(not self.scale or pair, told)
         told = f"domain.source.about names columns of your own file, got {', '.join(self.about)} without one. Set domain.source.file."
         require(not self.about or self.file is not None, told)
         positive(**{"domain.source.min_ratings": self.min_ratings, "domain.source.negatives": self.negatives})

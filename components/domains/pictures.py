@@ -10,7 +10,7 @@ from components.plain import describe, writable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMATS = ["PNG", "JPEG", "WEBP"]  # Pillow has decoders of some forty others, and what guesses a format may guess any of them
-LARGEST = 100_000_000  # pixels: some 2 GB while one is opened
+LARGEST = 89_000_000  # pixels: some 2 GB while one is opened; of more, Pillow warns by itself
 EIGHT_BITS = (np.arange(65_536) / 257).round().astype(np.uint8)
 
 

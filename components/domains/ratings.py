@@ -144,6 +144,7 @@ def read_own(options: RatingsOptions) -> Told:
     """Read the user's own file. Raises InputError naming a column that is missing, or that should hold numbers and does not."""
     path = options.place
     table = read_table(path, [options.user, options.item])
+    require(len(table) > 0, f"{path} must hold a row for every rating, got none. Add rows.")
     numeric = [name for name in (options.rating, options.time) if name is not None]
     needed = [options.user, options.item, *numeric, *options.about]
     lacks = [name for name in needed if name not in table.column_names]
@@ -277,6 +278,9 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
         rows = rows[newest]
     counts = np.bincount(rows[:, 0].astype(np.int64), minlength=len(users))
     enough = counts >= options.min_ratings
+    if not enough.all():
+        few = f"{int((~enough).sum()):,} of {len(users):,} users left out, who have fewer than min_ratings={options.min_ratings}"
+        print(few, file=sys.stderr, flush=True)
     if options.rating is None:
         left = enough & (counts * (1 + options.negatives) > len(items))
         enough &= ~left
@@ -286,6 +290,12 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     require(int(enough.sum()) >= 4, f"domain.source needs four users with {options.min_ratings} ratings, got {int(enough.sum())}. Lower min_ratings.")
     rows = rows[enough[rows[:, 0].astype(np.int64)]]
     least, greatest = (float(told.value.min()), float(told.value.max())) if options.rating else (0.0, 1.0)
+    if options.scale:
+        least, greatest = options.scale
+        outside = told.value[(told.value < least) | (told.value > greatest)]
+        some = describe([f"{value:g}" for value in sorted(set(outside.tolist()))])
+        asked = f"{options.file} must hold ratings from {least:g} to {greatest:g}, got {len(outside)} rows with others: {some}"
+        require(not len(outside), f"{asked}. Correct them, or change domain.source.scale.")
     asked = f"domain.source.{options.rating} must hold ratings that differ, got {least:g} in every row. Set domain.source.rating=null for what was touched."
     require(least < greatest, asked)
     fewer = min(len(users), len(items))

@@ -23,6 +23,8 @@ def build(options: TableOptions, mirror: str | None = None) -> Source:
     others = [] if options.features else [f.name or "(no name)" for f in table.schema if f.name not in {*kept, *names}]
     if others:
         _say(f"{path}: {len(others)} columns left out that have no name, or hold something else than numbers: {describe(others)}")
+    named = [name for name in options.features if name in kept]
+    require(not named, f"domain.source.features must leave out label and group, which are what is asked for, got {describe(named)} among them. Remove it.")
     rows = numbers(table, names, path)
     gaps = np.isnan(rows).any(1)
     told = f"{path} must hold a number in every cell of its feature columns, got {int(gaps.sum())} of {len(rows)} rows with a missing one"
