@@ -214,6 +214,16 @@ def test_a_column_of_lists_is_a_column_for_each_of_their_numbers(tmp_path: Path,
         assert np.array_equal(source.inputs, found[[0, 3, 6, 1, 4, 7, 2, 5, 8]]) and "1 columns left out" in capsys.readouterr().err
 
 
+def test_rows_read_in_parts_are_the_file_that_numpy_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(rows(), tmp_path / "rows.parquet")
+    source = table.build(options(tmp_path / "rows.parquet"))
+    monkeypatch.setattr("components.domains.pool.AT_ONCE", 5)
+    write_pool(source, ALL, "table", "x" * 64, tmp_path / "pool")
+    assert source.reading is not None
+    np.save(tmp_path / "whole.npy", source.reading.fitted(source.inputs).read(source.inputs))
+    assert (tmp_path / "pool" / "inputs.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
 def test_the_label_is_no_feature(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1.0, 2, 4, 8], "label": [1, 1, 2, 2]}), tmp_path / "rows.parquet")
     with pytest.raises(InputError, match="must leave out label and group, which are what is asked for, got label among them"):

@@ -42,6 +42,9 @@ class PoolClass:
     asked: int = 0
 
 
+AT_ONCE = 100_000  # rows that are made into inputs together
+
+
 class Reading(Protocol):
     """How rows become inputs, measured on training rows alone."""
 
@@ -156,11 +159,12 @@ def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest
     if any(c.asked for c in source.classes):
         classes = classes.append_column("asked", pa.array([c.asked for c in source.classes]))
     items = pa.table({"class": pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)), "note": pa.array(source.item_notes).dictionary_encode()})
-    inputs, reading = source.inputs, source.reading
+    reading = source.reading
     if reading is not None:
-        reading = reading.fitted(inputs[np.repeat(np.array(split) == "train", counts)])
-        inputs = reading.read(inputs)
-    np.save(folder / "inputs.npy", inputs)
+        reading = reading.fitted(source.inputs[np.repeat(np.array(split) == "train", counts)])
+        _save_read(folder / "inputs.npy", source.inputs, reading)
+    else:
+        np.save(folder / "inputs.npy", source.inputs)
     for name, values in (("targets", source.targets), ("originals", source.originals)):
         if values is not None:
             np.save(folder / f"{name}.npy", values)
@@ -172,6 +176,16 @@ def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest
     about |= {"popularity": source.popularity} if source.popularity is not None else {}
     about |= {"environment": source.environment} if source.environment is not None else {}
     (folder / "pool.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+
+
+def _save_read(path: Path, rows: np.ndarray, reading: Reading) -> None:
+    """Write what `reading` makes of rows as numpy's own file, some at a time: a million ratings become half a gigabyte of inputs."""
+    one = reading.read(rows[:1])
+    with path.open("wb") as file:
+        shape = (len(rows), *one.shape[1:])
+        np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(one.dtype), "fortran_order": False, "shape": shape})
+        for start in range(0, len(rows), AT_ONCE):
+            file.write(np.ascontiguousarray(reading.read(rows[start : start + AT_ONCE])).tobytes())
 
 
 def _housed(source: Source, splits: SplitsSection) -> tuple[Source, list[str]]:
