@@ -17,7 +17,7 @@ from components.evaluation import evaluate
 from components.inputs import way_shot
 from components.learners import store
 from components.learners.fused import join
-from components.learners.learner import Learner, learner_size
+from components.learners.learner import Learner, learner_size, transductive
 from components.learners.reference import Nearest, Scratch, Told, Unadapted, WithoutSupport
 from components.learning import BackboneSection
 from components.lineage import trained_on
@@ -139,4 +139,5 @@ def examine(
             metrics["challenge/met"] = float(challenge.met(section.challenge, opened, {names[c] for split in ("train", "val") for c in opened.split(split)}))
     for name, learner in learners.items():
         metrics[f"{name}/parameters"] = learner_size(learner)
+        metrics |= {f"{name}/transductive": 1.0} if transductive(learner) else {}
     return metrics

@@ -117,8 +117,10 @@ def answer(learner: Any, adapted: Any, query_x: np.ndarray) -> np.ndarray:
     """
     import torch
 
+    from components.learners.learner import transductive
+
     # Part by part, so that a large query takes no more memory than a small one; whole where one query changes another's answer.
-    whole = any(getattr(getattr(module, "options", None), "norm", "") == "task" for module in learner.modules())
+    whole = transductive(learner)
     size = len(query_x) if whole else PART
     if whole and len(query_x) < 2:
         raise InputError("query needs two items at least for a learner with norm=task, which reads the statistics of all, got one. Send more at once.")

@@ -41,9 +41,8 @@ def check(config: Config) -> None:
     _check_nodes(config.trainer)
     played = domain.objective == "return"
     shards = max(1, config.base.batch // (config.tasks.query if played else SHARD))  # equal parts that a step of the base is made of
-    odd = config.base.batch % (config.tasks.query if played else shards)
-    told = f"base.batch must be a multiple of tasks.query={config.tasks.query}" if played else f"base.batch must split into {shards} equal parts"
-    require(odd == 0, f"{told}, got {config.base.batch}. Use {config.base.batch - odd}.")
+    odd = 0 if played else config.base.batch % shards  # episodes are played in whole tasks, some fewer than asked
+    require(odd == 0, f"base.batch must split into {shards} equal parts, got {config.base.batch}. Use {config.base.batch - odd}.")
     sizes = {"base.batch": shards, "learner.tasks_per_step": config.learner.tasks_per_step}
     if config.student.count:
         sizes["student.learner.tasks_per_step"] = config.student.learner.tasks_per_step

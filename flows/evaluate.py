@@ -92,6 +92,7 @@ def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: 
     """Draw the test tasks, score everyone on them, and keep the scores task by task with the run."""
     from components import challenge
     from components.evaluation import evaluate as score
+    from components.learners.learner import transductive
     from components.tasksets import write_tasksets
     from flows import paths, tracking
 
@@ -99,6 +100,7 @@ def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: 
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
         write_tasksets(_tables(config), pool, config.seed, Path(work))
         metrics = score(compared, {}, {}, e.settings, "test", pool, work, Path(work), e.scores, seen=seen)
+        metrics |= {f"{role}/transductive": 1.0 for role, learner in compared.items() if transductive(learner)}
         tracking.log_file(run_id, Path(work) / "scores-test.parquet")
         if e.challenge is not None:
             runs = challenge.open_runs(e.challenge, pool, e.challenge_runs, Path(work))

@@ -61,9 +61,10 @@ def challenged(metrics: dict[str, float], what: str) -> str:
 
 
 def warned(metrics: dict[str, float]) -> list[str]:
-    """Return what must be known of the challenge's errors."""
-    count = int(metrics.get("challenge/met", 0))
-    return [f"{count} pictures of the challenge are drawings that these models were trained on: its errors are not those of new characters"] if count else []
+    """Return what must be known to read the scores, a line each."""
+    count, who = int(metrics.get("challenge/met", 0)), [name.removesuffix("/transductive") for name in metrics if name.endswith("/transductive")]
+    found = [f"{count} pictures of the challenge are drawings that these models were trained on: its errors are not those of new characters"] if count else []
+    return found + ([f"transductive, by the statistics of all that a task asks: {', '.join(who)}"] if who else [])
 
 
 def celled(metrics: dict[str, float]) -> list[str]:

@@ -28,7 +28,10 @@ from components.domains import images
 from components.endpoint import Endpoint
 from components.inputs import InputError
 from components.learners import store
+from components.learners.fused import join
+from components.learners.learner import transductive
 from flows.config import load
+from flows.report import warned
 
 LIMITS = load().serving
 
@@ -76,6 +79,9 @@ def test_a_large_query_is_answered_in_parts_unless_one_query_changes_another_s_a
     learner.predict = lambda adapted, x: (sizes.append(x.shape[1]), predict(adapted, x))[1]
     assert np.allclose(serving.answer(learner, adapted, told["query_x"]), whole, atol=1e-5)
     assert sizes == ([64, 64, 22] if norm == "running" else [150])
+    assert transductive(join([learner], "mixture", [1.0], False, PICTURES)) == (norm == "task")
+    told = warned({"teacher/transductive": 1.0, "teacher/parameters": 5.0} if norm == "task" else {"teacher/parameters": 5.0})
+    assert told == (["transductive, by the statistics of all that a task asks: teacher"] if norm == "task" else [])
 
 
 class Client:

@@ -111,6 +111,11 @@ def class_means(x: Tensor, y: Tensor, way: int) -> Tensor:
     return belongs @ x / belongs.sum(2, keepdim=True)
 
 
+def transductive(learner: nn.Module) -> bool:
+    """Say whether one query's answer depends on the others: the learner, or one within it, takes the statistics of the task at hand."""
+    return any(getattr(getattr(module, "options", None), "norm", "") == "task" for module in learner.modules())
+
+
 def learner_size(learner: Learner) -> float:
     """Return the number of parameters that prediction uses (a base model's classifier over training classes is left out)."""
     return float(sum(p.numel() for name, p in learner.named_parameters() if not name.endswith("classes")))
