@@ -1,6 +1,6 @@
 """The sections of the configuration that say how something is trained: base model, learner, students, fusion.
 
-Standard library only. Every value lives in conf/, once.
+Standard library only. Every value lives in conf/, once; `keep` alone has a default, which all fits but one take.
 """
 
 import dataclasses

@@ -130,7 +130,7 @@ def writing(key: Key) -> Iterator[Slot]:
 
 
 def commit(key: Key, slot: Slot, run_id: str, seconds: float, metrics: dict[str, float]) -> StageRef:
-    """Write the manifest, make everything durable, rename the folder to its final name, drop the training state."""
+    """Write the manifest, wait until the disk has it, rename the folder to its final name, drop the training state."""
     files = file_digests(slot.partial)
     ref = StageRef(key.name, key.stage, str(key.folder), key.fingerprint, fingerprint(files), run_id, round(seconds, 3), False, metrics)
     manifest = {"ref": to_plain(ref), "key": to_plain(key), "files": files, "finished": time.time()}

@@ -201,7 +201,7 @@ def _one_line(error: Exception) -> str:
 
 
 def options_help() -> str:
-    """Return the groups with their choices and the default values, for --help."""
+    """Return the groups with their choices, for --help."""
     lines = ["groups (choose one of each):"]
     lines += [f"  {name}={'|'.join(choices)}" for name, choices in groups().items()]
     return "\n".join(lines)

@@ -1,10 +1,9 @@
 """Score any model on any domain's test tasks: `python -m flows.evaluate model=<uri> domain=<name> [key=value ...]`"""
 
-import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.contracts import Config
 from components.inputs import require
@@ -15,6 +14,7 @@ if TYPE_CHECKING:  # torch stays out of what starts a command
     from components.learners.learner import Learner
     from components.tasksets import TaskSpec
 
+Loaded = tuple["Learner", dict[str, Any], dict[str, Any]]  # a learner, its specification, and what it says of itself
 HELP = """python -m flows.evaluate model=<uri> domain=<name> [key=value ...]
 
 Adapts the model to every test task of the domain, beside nearest neighbour in the space of inputs (where tasks are environments, beside
@@ -28,6 +28,7 @@ the model before it has played), and prints means with 95 % intervals.
 def evaluate(*overrides: str, model: str) -> None:
     """Pin the data, draw the test tasks, score, and record it all as an MLflow run."""
     from components.domains.pool import open_pool
+    from components.learners import store
     from components.tasksets import check
     from flows import tracking
     from flows.config import load
@@ -36,19 +37,20 @@ def evaluate(*overrides: str, model: str) -> None:
     config = load(overrides)
     folder = tracking.model_folder(model)
     experiment = tracking.open_store(config.registry.model)
-    told, asked = json.loads((folder / "learner.json").read_text())["spec"].get("objective", "cross_entropy"), config.domain.objective
+    loaded = store.load(folder)
+    told, asked = loaded[1]["objective"], config.domain.objective
     require(told == asked, f"The model predicts by {told}, but domain {config.domain.name} asks for {asked}. Choose another model or another domain.")
 
     def accept(made: Path) -> None:
         """Look at new data before they take the place of what is there."""
         pool = open_pool(made)
-        _compared(folder, config, pool)
+        _compared(folder, loaded, config, pool)
         for table in _tables(config):
             check(table, pool)
 
     with pinned(config.domain, config.data.pin, config.data.write_pin, config.mirror, accept=accept) as data:
         pool = open_pool(data.path)
-        compared, trained, seen = _compared(folder, config, pool)
+        compared, trained, seen = _compared(folder, loaded, config, pool)
         names = pool.classes["name"].to_pylist()
         met = len({names[c] for c in pool.split("test")} & trained)
         with tracking.run(experiment, "evaluate", {"stage": "evaluate", "model": model, "data.md5": data.data_md5}) as run_id:
@@ -61,17 +63,16 @@ def evaluate(*overrides: str, model: str) -> None:
         print(f"{met} of the test classes were training classes of this model: these scores are not those of new classes")
 
 
-def _compared(folder: Path, config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], set[str], dict[str, "Pool"]]:
+def _compared(folder: Path, loaded: Loaded, config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], set[str], dict[str, "Pool"]]:
     """Return the model and what it is compared with, the classes that it was trained on, and the pool as it sees it, where that differs.
 
     Raises InputError where it fits no task.
     """
     from components.domains.seen import view
-    from components.learners import store
     from components.learners.reference import Nearest, WithoutSupport
     from components.lineage import trained_on
 
-    learner, spec, about = store.load(folder)
+    learner, spec, about = loaded
     seen, reason = view(pool, folder, spec, about, config.domain.objective)
     require(seen is not None, f"{reason}. Choose another model, another domain, or the experiment that it was trained by.")
     assert seen is not None

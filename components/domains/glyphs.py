@@ -107,7 +107,7 @@ def jitter(image: Image.Image, key: np.uint64, options: GlyphsOptions) -> Image.
     Displacements are whole canvas pixels divided by 64, from counter-based draws, so the mesh is the same everywhere.
     """
     nodes, zoom = options.mesh + 1, CANVAS // options.size
-    count = 8 + 2 * nodes * nodes
+    count = 8 + 2 * nodes * nodes  # the eighth is not used: without it every drawing would be another
     draws = below(bits(key, np.arange(count, dtype=np.uint64)), 2001).astype(np.int64) - 1000  # thousandths in [-1, 1]
     if draws[0] < 20 * options.thickness_percent - 1000:
         image = image.filter(ImageFilter.MaxFilter(3))

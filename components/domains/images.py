@@ -26,7 +26,7 @@ def turn(x: Tensor, turns: Tensor) -> Tensor:
     return torch.where(mirror, x.flip(3), x)
 
 
-DRAWS = 7 + 2 * 16  # an affine map, and a 4 x 4 grid of displacements
+DRAWS = 7 + 2 * 16  # six of an affine map, one that is not used (without it every batch would be another), a 4 x 4 grid of displacements
 
 
 def draws(count: int, generator: torch.Generator) -> Tensor:
