@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from sources import SOURCES, Chain
 from workspace import Workspace
 
-from components.domains import DOMAINS
+from components.domains import DOMAINS, images
 from components.domains.options import OPTIONS, SinusoidOptions
 from components.domains.pool import open_pool
+from components.learners import store
+from components.tasks import Examples
 from components.tasksets import draw, specs
 from flows.config import groups, load
 
@@ -64,3 +67,19 @@ def test_a_domain_runs_from_versioned_data_to_champion_and_then_trains_nothing(c
     assert set(pinned) == {"glyphs", own}
     told = made.workspace.run("flows.retrain", *made.asked, "--dry-run").stdout.splitlines()
     assert len(told) == 9 and all(line.split()[1] == "cached" for line in told), told
+
+
+@pytest.mark.slow
+def test_a_model_of_type_is_asked_for_handwriting_by_its_support_alone(chain: Callable[[str], Chain], finished: Workspace) -> None:
+    made, model = chain("omniglot"), finished.outputs("fused")[0]["ref"]["path"]
+    told = made.workspace.run("flows.evaluate", f"model={model}", *made.asked).stdout
+    config, pool, learner = load(made.asked), open_pool(made.workspace.root / "data" / "omniglot"), store.load(model)[0]
+    table = draw(next(spec for spec in specs(config.tasks, config.evaluation) if spec.split == "test"), pool, config.seed)
+    right = []
+    for task in range(len(table)):  # one at a time
+        support, query = (images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[rows[task].reshape(-1)]))) for rows in (table.support, table.query))
+        known = Examples(support[None], torch.arange(table.way).repeat_interleave(table.support.shape[2])[None], table.way)
+        with torch.no_grad():
+            choice = learner.predict(learner.adapt(known), query[None])[0].argmax(-1)
+        right.append((choice == torch.arange(table.way).repeat_interleave(table.query.shape[2])).float().mean().item())
+    assert f"omniglot 5w1s: model {100 * np.mean(right):.2f} " in told
