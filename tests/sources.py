@@ -114,7 +114,7 @@ def sine_waves(workspace: Workspace, folder: Path) -> list[str]:
 
 def environments(workspace: Workspace, folder: Path) -> list[str]:
     few = ["domain.source.environments=400", "tasks.query=12", "tasks.shot=40", "tasks.val=10"]
-    few += ["base.batch=240", "base.fit.steps=80", "base.fit.epoch_steps=40", "learner.tasks_per_step=20", "student.learner.tasks_per_step=10"]
+    few += ["base.batch=240", "base.fit.steps=80", "base.fit.epoch_steps=40", "learner.tasks_per_step=8", "student.learner.tasks_per_step=4"]
     return ["experiment=navigation", *few, "evaluation.settings=[1w20s]"]
 
 
