@@ -58,7 +58,7 @@ def test_classes_are_met_again_in_a_variant_of_the_domain_that_a_model_trained_o
     for of, behind, met in (("omniglot-across", "table", 2), ("table", "omniglot-across", 1), ("table", "ratings", 0)):
         about = {"domain": of, "trained_on": tested[:2], "earlier": {behind: [tested[2], "none of these"]}}
         store.save(store.build(spec), spec, tmp_path / of / behind, about)
-        assert len(evaluate._compared(tmp_path / of / behind, config, pool)[1]) == met
+        assert len(evaluate._compared(tmp_path / of / behind, store.load(tmp_path / of / behind), config, pool)[1]) == met
         store.save(store.build(spec), spec, tmp_path / of / behind, about | {"trained_on": [tested[0], gated[0]]})
         assert promotion._met(str(tmp_path / of / behind), pinned) == met
 
@@ -139,7 +139,8 @@ def test_a_start_of_an_early_version_fits_or_is_told(small_pool: Pool, tmp_path:
     for size in (28, 35):
         (tmp_path / str(size)).mkdir()
         (tmp_path / str(size) / "learner.json").write_text(json.dumps({"spec": spec | {"input_shape": [1, size, size]}, "about": {}}))
-    check_outside(load([SMOKE]), str(small_pool.path), Outside(start=(str(tmp_path / "28"), "f")))
+    like = [f"backbone.widths={CONV.widths}", f"backbone.pool={str(CONV.pool).lower()}"]
+    check_outside(load([SMOKE, *like, "student.count=0"]), str(small_pool.path), Outside(start=(str(tmp_path / "28"), "f")))
     for outside in (Outside(start=(str(tmp_path / "35"), "f")), Outside(teachers={"models:/x/1": (str(tmp_path / "35"), "f")})):
         with pytest.raises(InputError, match=r"takes inputs \[1, 35, 35\], but domain small has \[1, 28, 28\]"):
             check_outside(load([SMOKE]), str(small_pool.path), outside)
