@@ -300,7 +300,6 @@ def test_who_is_told_which_way_a_push_goes_balances_the_pole(new_workspace: Call
 
 @pytest.mark.slow
 def test_gradients_alone_find_the_goal(new_workspace: Callable[[], Workspace]) -> None:
-    """From a base that was told where goals are it ran away, to returns of -500 and less."""
     workspace, few = new_workspace(), ["base.batch=240", "base.fit.steps=8", "base.fit.epoch_steps=8", "tasks.val=20"]
     fit = ["learner=policy_gradient", "learner.fit.steps=40", "learner.fit.epoch_steps=20", "learner.tasks_per_step=20", "student.count=0"]
     workspace.retrain("experiment=navigation", *few, *fit, "evaluation.settings=[1w60s]", "evaluation.tasks=40", "evaluation.gate_tasks=20")
