@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from workspace import SMOKE, Workspace
 
 from components.inputs import InputError
 from flows import cli, paths
@@ -251,3 +252,19 @@ def test_a_gpu_that_is_not_there_is_told_where_training_would_begin(monkeypatch:
         check_devices(load(["trainer=cpu"]))
         with pytest.raises(InputError, match=r"trainer.accelerator=gpu needs a GPU") if not there else contextlib.nullcontext():
             check_devices(load(["trainer=gpu"]))
+
+
+@pytest.mark.slow
+def test_what_is_refused_leaves_data_and_pin_as_they_were(new_workspace, finished: Workspace) -> None:
+    def kept(of: Workspace) -> tuple[str, list[str]]:
+        return (of.root / "data.dvc").read_text(), sorted(str(p) for p in (of.root / "data").rglob("*"))
+
+    before = kept(finished)
+    ended = finished.run("flows.evaluate", "model=models:/glyphs@champion", "experiment=sinusoid", expect=2)
+    assert ended.stderr == "error: The model predicts by cross_entropy, but domain sinusoid asks for squared_error. Choose another model or another domain.\n"
+    ended = finished.run("flows.evaluate", "model=models:/glyphs@champion", SMOKE, "domain.source.size=21", expect=2)
+    assert "The model takes inputs [1, 28, 28], but domain glyphs has [1, 21, 21]" in ended.stderr and kept(finished) == before
+    workspace = new_workspace()
+    before = kept(workspace)
+    ended = workspace.retrain(SMOKE, "domain.source.render_seed=3", "tasks.shot=30", expect=2)
+    assert "items a class" in ended.stderr and "NEW DATA VERSION" not in ended.stderr and kept(workspace) == before

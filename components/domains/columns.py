@@ -89,7 +89,7 @@ def _spread(table: pa.Table) -> pa.Table:
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)) or not is_numeric(kind.value_type):
             continue
         column = table.column(name)
-        lengths = set(pc.list_value_length(column).to_pylist())
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
         if len(lengths) != 1 or not (size := lengths.pop()):  # none, or a row without a list
             continue
         flat = pc.list_flatten(column)
