@@ -110,6 +110,7 @@ def examine(
         "teacher-minus-scratch": ("teacher", "scratch"),
         f"{contender}-minus-mean": (contender, "mean"),
         f"{contender}-minus-popularity": (contender, "popularity"),
+        f"{contender}-minus-biases": (contender, "biases"),
         f"{contender}-minus-linear": (contender, "linear"),
         f"{contender}-minus-linear-constant": (contender, "linear-constant"),
         f"{contender}-minus-champion": (contender, "champion"),

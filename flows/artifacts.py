@@ -10,7 +10,7 @@ from flows.stages import Pipeline
 from flows.versions import PIN, Pinned
 
 REFERENCES = (  # measured beside the learners; the oracle, which is told what is hidden, is a bound and no contender
-    *("pixels", "nearest", "mean", "popularity", "linear-constant", "linear", "scratch"),
+    *("pixels", "nearest", "mean", "popularity", "biases", "linear-constant", "linear", "scratch"),
     *("base-unadapted", "teacher-unadapted", "fused-unadapted", "oracle"),
 )
 OVERRIDES = "overrides.json"  # of the parent run, one by one

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sources import ratings_file as own
@@ -19,7 +20,7 @@ from components.learners import store
 from components.learners.fused import join
 from components.learners.learner import learner_size
 from components.learners.reference import Linear
-from components.linear import RIDGES, head, member, references
+from components.linear import DOUBTS, RIDGES, biases, head, member, references
 from components.objectives import OBJECTIVES
 from components.tasks import Examples
 from components.tasksets import TaskSpec, batch, draw
@@ -79,3 +80,34 @@ def test_a_linear_model_hears_every_user_alike_and_is_stored_as_it_is(tmp_path: 
     assert torch.equal(again(tasks[0]), learner(tasks[0])) and learner_size(again) == pool.input_shape[0] + 1
     both = join([again, again], "mixture", [0.5, 0.5], False, pool.input_shape)
     assert torch.allclose(both(tasks[0]), learner(tasks[0]), atol=1e-6)
+
+
+def test_biases_are_shrunk_means_of_what_was_said_tuned_on_validation_users(tmp_path: Path) -> None:
+    write_pool(ratings.build(replace(OPTIONS, file=str(own(tmp_path, users=40)), min_ratings=5, factors=2)), THREE, "ratings", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    assert pool.statistics is not None
+    tasks = tuning_tasks(pool, replace(load(["experiment=ratings"]).evaluation, settings=["1w3s"], query=4), 0)
+    found = biases(pool, pool.statistics, tasks, OBJECTIVES["squared_error"])
+    train, targets = pool.split("train"), np.asarray(pool.targets).astype(np.float64)
+    names = pq.read_table(pool.path / "items.parquet", columns=["note"])["note"].to_pylist()
+    said: dict[str, list[float]] = {}
+    for i in pool.items(train).tolist():
+        said.setdefault(names[i], []).append(targets[i])
+    of_all = np.mean([value for values in said.values() for value in values])
+
+    def bias(i: int, doubt: float) -> float:
+        values = said.get(names[i], [])
+        return float(np.sum(np.array(values) - of_all) / (len(values) + doubt)) if values else 0.0
+
+    def error(doubt: float, ridge: float) -> float:
+        """The mean squared error on the validation tasks, from the ratings themselves."""
+        left = targets - np.array([bias(i, doubt) for i in range(len(names))])
+        left -= np.mean([left[pool.items(np.array([c]))].mean() for c in train])
+        user = left[support].sum(1, keepdims=True) / (support.shape[1] + ridge)
+        return float(np.square(left[query] - user).mean())
+
+    table = draw(TaskSpec("references-1w3s", "val", 1, 3, 4, "group", TUNING), pool, 0)
+    support, query = (part.reshape(TUNING, -1) for part in (table.support, table.query))
+    least = error(found.doubt, found.ridge.item())
+    assert (found(tasks[0])[..., 0] - tasks[0].query.y).square().mean().item() == pytest.approx(least, rel=2e-3)  # a catalogue keeps three decimals
+    assert all(least <= error(doubt, ridge) + 2e-3 for doubt in DOUBTS for ridge in RIDGES[::4])

@@ -27,7 +27,7 @@ from components.domains.archives import DAMAGED, locate, read_member
 from components.domains.cells import housed, new_ones
 from components.domains.columns import Columns, coded, is_numeric, names_in, newest, numbers, read_table
 from components.domains.options import RatingsOptions
-from components.domains.pool import KEPT, PoolClass, Source
+from components.domains.pool import KEPT, ItemStatistics, PoolClass, Source
 from components.domains.touches import beside_untouched, first_touches
 from components.inputs import InputError, require
 from components.plain import describe, one_line, to_plain
@@ -38,6 +38,7 @@ PUBLISHED = {"ml-latest-small": {(100_004, 671), (100_836, 610)}, "ml-100k": {(1
 # Of those that were at hand, by their counts: sha256 over the rows (user, film, stars, time) as float64, sorted by user and film.
 DIGESTS = {(100_004, 671): "383bc32cf8b858ae8d25bbe233b51f0ff39b2ac5a6ff4f59280b45a0ba37a33a"}
 SHRINK = 5.0  # ratings' worth of doubt in an item's or a user's mean
+STATISTICS = ItemStatistics(mean=0, count=1, doubt=SHRINK)  # in the vectors of a catalogue
 
 
 @dataclass(frozen=True)
@@ -321,4 +322,4 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     people = np.array([told.people.get(name, [np.nan] * len(told.about)) for name in users]) if told.about else None
     reading = Catalogue(options.factors, options.co_factors, len(users), sides, items.tolist(), titles, scale, about, people, options.rating is None)
     names = items[rows[:, 1].astype(np.int64)].tolist()  # each name stands in memory once
-    return Source(classes, rows, names, (rows[:, 2] - middle).astype(np.float32), reading=reading, ordered=True, popularity=1)
+    return Source(classes, rows, names, (rows[:, 2] - middle).astype(np.float32), reading=reading, ordered=True, statistics=STATISTICS)

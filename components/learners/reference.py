@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from components.domains.pool import ItemStatistics
 from components.draws import seed_of
 from components.learners.closed_form import ridge_head, with_one
 from components.learners.learner import Adapted, Learner
@@ -138,7 +139,8 @@ class Linear(Learner):
         self.register_buffer("ridge", torch.tensor(ridge, dtype=head.dtype))
 
     def adapt_features(self, support: Examples) -> Adapted:
-        x, left = with_one(support.x), support.y.unsqueeze(-1) - with_one(support.x) @ self.head
+        x = with_one(support.x)
+        left = support.y.unsqueeze(-1) - x @ self.head
         if self.constant_alone:
             constant = ridge_head(x[..., -1:], left, self.ridge)
             return {"head": self.head + F.pad(constant, (0, 0, len(self.head) - 1, 0))}
@@ -146,3 +148,19 @@ class Linear(Learner):
 
     def predict_features(self, adapted: Adapted, x: Tensor) -> Tensor:
         return with_one(x) @ adapted["head"]
+
+
+class Biases(Linear):
+    """A mean of all, an item's bias and a user's, each shrunk by a strength of its own (Koren, Bell, Volinsky 2009, Computer 42(8), eq. 3).
+
+    Items tell their own bias as it was shrunk by `statistics.doubt`; it is shrunk by `doubt` instead. `middle`: the mean of all.
+    """
+
+    def __init__(self, statistics: ItemStatistics, middle: float, doubt: float, ridge: float) -> None:
+        super().__init__(torch.tensor([[1.0], [middle]]), ridge, True)
+        self.statistics, self.doubt = statistics, doubt
+
+    def encode(self, x: Tensor) -> Tensor:
+        count = (5 * x[:, self.statistics.count]).expm1()
+        bias = x[:, self.statistics.mean] * (count + self.statistics.doubt) / (count + self.doubt)
+        return bias.unsqueeze(1)
