@@ -172,7 +172,7 @@ def task_classes(pool: Pool, classes: np.ndarray) -> np.ndarray:
     return np.array([_id("\0".join(sorted(names[c] for c in task))) for task in classes])
 
 
-def cost(learner: Learner, validation: Validation, tasks: int = 15) -> dict[str, float]:
+def cost(learner: Learner, validation: Validation, tasks: int) -> dict[str, float]:
     """Return what one task costs from raw inputs on one core: median seconds to adapt and to predict, and floating-point operations of both."""
     adapt, predict, threads = [], [], torch.get_num_threads()
     torch.set_num_threads(1)
@@ -245,7 +245,7 @@ def evaluate(
                 metrics[f"{split}/{setting}/{role}/ece"] = scores.ece
                 sure += [{"setting": setting, "role": role, "queries": n, "confidence": c, "hits": h} for n, c, h in scores.bins.tolist()]
             if split == "test":
-                spent = cost(learners[role], own.get(role, validation))
+                spent = cost(learners[role], own.get(role, validation), 3 if role in limits else 15)
                 metrics[f"test/{setting}/{role}/seconds"] = spent["adapt/seconds"] + spent["predict/seconds"]
                 if setting == settings[0]:  # what stands beside a learner whatever it is asked
                     metrics |= {f"{role}/{name}": value for name, value in spent.items()}

@@ -18,7 +18,7 @@ from components.inputs import way_shot
 from components.learners import store
 from components.learners.fused import join
 from components.learners.learner import Learner, learner_size, transductive
-from components.learners.reference import Nearest, Scratch, Told, Unadapted, WithoutSupport
+from components.learners.reference import Nearest, Scratch, Told, Trained, Unadapted, WithoutSupport
 from components.learning import BackboneSection
 from components.lineage import trained_on
 from components.networks import build_backbone
@@ -79,7 +79,10 @@ def examine(
     played = opened.environment is not None
     learners: dict[str, Learner]
     if played:  # what no episode was played for, and what needs none: policies that know nothing, and one that is told what is hidden
-        learners = {**{f"{name}-unadapted": WithoutSupport(loaded[name]) for name in ("base", contender)}, "oracle": Told(loaded["base"]), **loaded}
+        learners = {f"{name}-unadapted": WithoutSupport(loaded[name]) for name in ("base", contender)}
+        learners |= {"oracle": Told(loaded["base"])}
+        learners |= {"oracle-trained": Trained(loaded["base"], section.scratch_steps, section.scratch_lr)} if section.scratch_steps else {}
+        learners |= loaded
     else:
         with store.initial_weights(seed_of(seed, "scratch")):
             network = build_backbone(backbone, opened.input_shape)
@@ -107,6 +110,7 @@ def examine(
         f"{contender}-minus-base-unadapted": (contender, "base-unadapted"),
         f"{contender}-minus-{contender}-unadapted": (contender, f"{contender}-unadapted"),
         f"{contender}-minus-oracle": (contender, "oracle"),
+        f"{contender}-minus-oracle-trained": (contender, "oracle-trained"),
         "teacher-minus-scratch": ("teacher", "scratch"),
         f"{contender}-minus-mean": (contender, "mean"),
         f"{contender}-minus-popularity": (contender, "popularity"),
@@ -118,7 +122,7 @@ def examine(
         **{f"{name}-minus-recipe-plain": (name, "recipe-plain") for name in models if name.startswith("recipe-") and name != "recipe-plain"},
         **{f"{name}-minus-joined-average": (name, "joined-average") for name in models if name.startswith("joined-") and name != "joined-average"},
     }
-    limits = {"scratch": section.scratch_tasks}
+    limits = dict.fromkeys(("scratch", "oracle-trained"), section.scratch_tasks)
     # In a cell the champion is left out: whether it has seen what is held out of known users, its data do not say.
     asked = {name: learner for name, learner in learners.items() if name != "champion"}
     contenders = {name: learner for name, learner in loaded.items() if name in (contender, "champion")}

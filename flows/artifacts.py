@@ -9,9 +9,9 @@ from flows import terminal, tracking
 from flows.stages import Pipeline
 from flows.versions import PIN, Pinned
 
-REFERENCES = (  # measured beside the learners; the oracle, which is told what is hidden, is a bound and no contender
+REFERENCES = (  # measured beside the learners; oracles, which are told what is hidden, are bounds and no contenders
     *("pixels", "nearest", "mean", "popularity", "biases", "linear-constant", "linear", "scratch"),
-    *("base-unadapted", "teacher-unadapted", "fused-unadapted", "oracle"),
+    *("base-unadapted", "teacher-unadapted", "fused-unadapted", "oracle", "oracle-trained"),
 )
 OVERRIDES = "overrides.json"  # of the parent run, one by one
 SCORED = ("test/", "challenge/", *(f"{cell}/" for cell in CELLS))  # what a model's own run repeats of the evaluation

@@ -87,10 +87,11 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
     calibrated = ["ECE"] if any(f"test/{settings[0]}/{role}/ece" in m for role in roles(m)) else []  # values and returns are not sure of anything
     header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), *calibrated, "parameters", "MFLOP", "adapt ms", "predict ms"]
     table = []
+    most = max(int(m[f"test/{settings[0]}/{role}/tasks"]) for role in roles(m))
     for role in roles(m):
         cells = [scored(m, f"test/{s}/{role}") for s in settings]
         tasks = int(m[f"test/{settings[0]}/{role}/tasks"])
-        name = role if role != "scratch" else f"scratch ({tasks} tasks)"
+        name = role if tasks == most else f"{role} ({tasks} tasks)"
         size = f"{int(m[f'{role}/parameters']):,}"
         ece = m.get(f"test/{settings[0]}/{role}/ece")
         sure = ["" if ece is None else f"{ece:.3f}"] if calibrated else []

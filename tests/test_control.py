@@ -26,7 +26,9 @@ from components.learners import store
 from components.learners.fused import join
 from components.learners.learner import Learner
 from components.learners.options import GradientPolicyOptions, MemoryPolicyOptions, PolicyOptions
-from components.learners.policy import ContextPolicy, GradientPolicy, MemoryPolicy, Played, advantage
+from components.learners.policy import ContextPolicy, MemoryPolicy, Played, advantage
+from components.learners.policy_gradient import GradientPolicy
+from components.learners.reference import Trained
 from components.learning import BackboneSection
 from components.mixing import return_weights
 from components.networks import Mlp
@@ -38,14 +40,15 @@ from components.validation import Validation, validate
 PLAY = {"episodes": 3, "discount": 0.9, "gae": 0.8, "updates": 2, "std": 0.1, "explore": 0.2}
 
 
-def policy(kind: str = "navigation", memory: bool = True, seed: int = 0) -> ContextPolicy:
+def policy(kind: str = "navigation", memory: bool = True, seed: int = 0, moves: str = "context", first_order: bool = False) -> ContextPolicy:
     environment, backbone = ENVIRONMENTS[kind], BackboneSection("mlp", [8, 8], [], "flatten", "batch", "tanh")
     with store.initial_weights(seed):
         net = Mlp(backbone, (environment.observation + 16,))
         if memory:
             made: ContextPolicy = MemoryPolicy(net, net.dim, MemoryPolicyOptions(**PLAY, belief=1.0, width=6, questions=2, every=1), environment)
         else:
-            made = GradientPolicy(net, net.dim, GradientPolicyOptions(**PLAY, belief=0.0, inner_lr=0.3, first_order=False), environment)
+            options = GradientPolicyOptions(**PLAY, belief=0.0, inner_lr=0.3, first_order=first_order, moves=moves)
+            made = GradientPolicy(net, net.dim, options, environment)
         torch.nn.init.normal_(made.head.weight, std=0.3)
     return made
 
@@ -143,6 +146,80 @@ def test_a_round_moves_the_context_along_the_slope_of_its_returns() -> None:
         learner.gate.weight.mul_(30)  # now slopes are steep
         steep = learner.learn(begun, played)["context"] - begun["context"]
     assert steep.norm(dim=1).numpy() == pytest.approx(0.3, rel=1e-6), "the rate is as far as a round may go"
+
+
+def test_a_round_moves_all_weights_along_the_slope_of_its_returns() -> None:
+    single, learner, shared = policy(memory=False, moves="weights"), policy(memory=False, moves="weights").double(), policy(memory=False)
+    with torch.no_grad():
+        played = single.play(single.begin(2), rows("navigation", 2, 3))
+        assert torch.allclose(played.reward, shared.play(shared.begin(2), rows("navigation", 2, 3)).reward, atol=1e-5)
+        played = Played(*(part.double() if part.is_floating_point() else part for part in vars(played).values()))
+        gain = advantage(played, learner.options)
+        moved, begun = learner.learn(learner.begin(2), played), learner.begin(2)
+        assert not moved["context"].any()
+        for name, at in (("backbone.layers.0.weight", (3, 1)), ("backbone.layers.1.bias", (5,)), ("head.weight", (1, 2)), ("head.bias", (3,))):
+            own, won = dict(learner.named_parameters())[name], []
+            for step in (1e-5, -1e-5):
+                own[at] += step
+                told = learner.told({"context": begun["context"]}, played)
+                won.append((((learner.log_prob(told, played.action) - played.log_prob).exp() * gain).mean((1, 2))).numpy())
+                own[at] -= step
+            found = (moved[name] - begun[name])[(slice(None), *at)].numpy()
+            assert found == pytest.approx(0.3 * (won[0] - won[1]) / 2e-5 / steepness(learner, played), rel=1e-4, abs=1e-9), name
+
+
+def steepness(learner: ContextPolicy, played: Played) -> np.ndarray:
+    """Return by what each task's slope is divided so as to be no longer than 1, a task at a time by autograd."""
+    found = []
+    for t in range(len(played.reward)):
+        own = Played(*(part[t : t + 1] for part in vars(played).values()))
+        weights = [w for name, w in learner.named_parameters() if name.startswith(("backbone.", "head."))]
+        with torch.enable_grad():
+            ratio = (learner.log_prob(learner.told({"context": torch.zeros(1, 16).double()}, own), own.action) - own.log_prob).exp()
+            slopes = torch.autograd.grad((ratio * advantage(own, learner.options)).mean(), weights)
+        found.append(max(1.0, torch.cat([slope.flatten() for slope in slopes]).norm().item()))
+    return np.array(found)
+
+
+def test_the_outer_gradient_goes_through_what_a_round_moved_unless_it_is_of_first_order() -> None:
+    found = {}
+    for moves in ("weights", "context"):
+        for first_order in (False, True):
+            learner = policy(memory=False, moves=moves, first_order=first_order).double()
+            quiet = policy(memory=False, moves=moves)
+            played = quiet.play(quiet.begin(2), rows("navigation", 2, 3))
+            played = Played(*(part.double() if part.is_floating_point() else part for part in vars(played).values()))
+
+            def after(learner: ContextPolicy = learner, played: Played = played) -> torch.Tensor:
+                return learner.told(learner.learn(learner.begin(2), played), played).square().mean()
+
+            weight = learner.backbone.layers[1].weight
+            (slope,) = torch.autograd.grad(after(), weight)
+            with torch.no_grad():
+                pair = []
+                for step in (1e-6, -1e-6):
+                    weight[2, 3] += step
+                    pair.append(after().item())
+                    weight[2, 3] -= step
+            found[moves, first_order] = slope[2, 3].item(), (pair[0] - pair[1]) / 2e-6
+    for moves in ("weights", "context"):
+        slope, truth = found[moves, False]
+        assert slope == pytest.approx(truth, rel=1e-5)
+        assert found[moves, True][0] != pytest.approx(truth, rel=1e-3), "first order leaves something out"
+
+
+def test_an_oracle_is_trained_on_its_task_alone_and_keeps_what_plays_better() -> None:
+    learner, asked = policy(memory=False), rows("navigation", 3, 12)
+    support = Examples(asked[:, :1], torch.zeros(3, 1), 1)
+    with torch.no_grad():
+        before = learner.play(learner.knowing(asked[:, 0, :-1]), asked).returns().mean(1)
+        oracle = Trained(learner, 30, 0.01)
+        after = oracle.predict_features(oracle.adapt_features(support), asked)[..., 0].mean(1)
+        assert (after > before + 5).all(), "thirty rounds of twenty episodes show where one goal is"
+        alone = oracle.predict_features(oracle.adapt_features(Examples(support.x[1:2], support.y[1:2], 1)), asked[1:2])[..., 0].mean()
+        assert alone.item() == pytest.approx(after[1].item(), abs=0.1), "tasks do not touch each other"
+        lost = Trained(learner, 2, 100.0)
+        assert torch.allclose(lost.predict_features(lost.adapt_features(support), asked)[..., 0].mean(1), before, atol=1e-3)
 
 
 def test_a_memory_reads_rounds_in_any_order_and_in_any_pieces() -> None:
@@ -282,7 +359,7 @@ def test_who_is_told_where_the_goal_is_goes_there_and_a_stored_policy_plays_alik
     made = chain("control")
     metrics = made.workspace.metrics()
     assert metrics["test/1w20s/oracle/return"] > metrics["test/1w20s/base-unadapted/return"] + 10
-    assert metrics["test/1w20s/teacher/tasks"] == 40
+    assert metrics["test/1w20s/teacher/tasks"] == 40 and metrics["test/1w20s/oracle-trained/tasks"] == 2
     scored = made.workspace.run("flows.evaluate", "model=models:/navigation@champion", *made.asked).stdout
     told = re.search(r"control 1w20s: model (\S+) ± \S+   unadapted (\S+) ±", scored)
     assert told and float(told[1]) == pytest.approx(metrics["test/1w20s/fused/return"], abs=0.006)
@@ -329,5 +406,7 @@ def test_what_control_cannot_have_is_told_in_one_line(finished: Workspace) -> No
         ("student.recipe.noise=0.1", "takes soft_weight alone"),
         ("trainer.accumulate=2", "trainer.accumulate must be 1"),
         ("base.fit.epoch_steps=10", "multiple of the policy's updates=4"),
+        ("base.policy.moves=all", "must be context or weights"),
+        ("base.policy.moves=weights base.policy.belief=1", "must be 0 where weights move"),
     ):
-        assert told in finished.retrain("experiment=navigation", wrong, expect=2).stderr, wrong
+        assert told in finished.retrain("experiment=navigation", *wrong.split(), expect=2).stderr, wrong

@@ -210,14 +210,19 @@ class PolicyOptions:
 
 @dataclass
 class GradientPolicyOptions(PolicyOptions):
-    """Steps begin at rate `inner_lr`, which is learned."""
+    """Steps begin at rate `inner_lr`, which is learned. `moves`: what they move, `weights` or the `context`."""
 
     inner_lr: float
     first_order: bool
+    moves: str = "context"  # of policies that were stored before there was a choice
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(**{"learner.options.inner_lr, base.policy.inner_lr": self.inner_lr})
+        told = "learner.options.moves, base.policy.moves must be context or weights"
+        require(self.moves in ("context", "weights"), f"{told}, got {self.moves!r}. Use weights for MAML, context for CAVIA.")
+        told = "learner.options.belief, base.policy.belief must be 0 where weights move: it is how far the context is from what is hidden"
+        require(self.moves == "context" or self.belief == 0, f"{told}, got {self.belief}. Set it to 0.")
 
 
 @dataclass
@@ -286,14 +291,14 @@ FAMILIES: dict[str, Family] = {
     "snail": Family("memory", "Snail", SnailOptions),
     "cnp": Family("memory", "Cnp", CnpOptions),
     "set_transformer": Family("memory", "SetTransformer", SetTransformerOptions),
-    "policy_gradient": Family("policy", "GradientPolicy", GradientPolicyOptions, RETURN, _PLAYS, encodes=False),
+    "policy_gradient": Family("policy_gradient", "GradientPolicy", GradientPolicyOptions, RETURN, _PLAYS, encodes=False),
     "policy_memory": Family("policy", "MemoryPolicy", MemoryPolicyOptions, RETURN, _PLAYS, encodes=False),
 }
 BASES = {
     "cross_entropy": ("metric", "CosineBase"),
     "squared_error": ("closed_form", "LinearBase"),
     "ranking": ("closed_form", "LinearBase"),
-    "return": ("policy", "PolicyBase"),
+    "return": ("policy_gradient", "PolicyBase"),
 }
 
 

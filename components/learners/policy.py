@@ -6,7 +6,6 @@ the policy has moved, so more support is more steps of adaptation.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from components.environments import Environment, noise
 from components.inputs import require
 from components.learners.learner import Adapted, Learner
-from components.learners.options import GradientPolicyOptions, MemoryPolicyOptions, PolicyOptions
+from components.learners.options import MemoryPolicyOptions, PolicyOptions
 from components.networks import Mlp
 from components.tasks import Examples, TaskBatch
 
@@ -245,7 +244,7 @@ class ContextPolicy(Policy):
     """One network for all environments, whose context says which one it is in: zeros before anything is known of it.
 
     It is the network's last inputs, and scales its features (Perez et al. 2018, arXiv:1709.07871, sec. 2.1): what an observation asks for may
-    turn into its opposite from one environment to another, which sums of the two learn slowly.
+    turn into its opposite from one environment to another, which sums of the two learn slowly. A task may bring weights of its own.
     """
 
     of_base = ("backbone.", "head.", "tell.", "gate.")
@@ -273,44 +272,18 @@ class ContextPolicy(Policy):
     def begin(self, tasks: int) -> Adapted:
         return {"context": self.tell.weight.new_zeros(tasks, CONTEXT)}
 
+    def own_weights(self, tasks: int) -> Adapted:
+        """Return the weights of network and head once a task [T, ...]: beside a context, what a task acts by instead of those of all."""
+        return {name: w.expand(tasks, *w.shape) for name, w in self.named_parameters() if name.startswith(("backbone.", "head."))}
+
     def act(self, adapted: Adapted, observation: Tensor) -> Tensor:
         context = adapted["context"].unsqueeze(1)
-        features = self.backbone(torch.cat([observation, context.expand(-1, observation.shape[1], -1)], -1))
-        told: Tensor = self.head(features * (1 + self.gate(context)))
-        return told
-
-
-class GradientPolicy(ContextPolicy):
-    """Policy gradients in the inner loop (Finn et al. 2017, arXiv:1703.03400, Alg. 3), which move the context alone (Zintgraf et al. 2019,
-    arXiv:1810.03642, "CAVIA"): a round of episodes is one step of ascent on their returns, at rates that are learned. A slope is no longer than
-    1 (Pascanu et al. 2013, arXiv:1211.5063, Alg. 1): where a context leads nowhere, slopes grow from round to round until there are no numbers left.
-    """
-
-    theta_meta = ("log_rates",)
-    options: GradientPolicyOptions
-
-    def __init__(self, backbone: Mlp, dim: int, options: GradientPolicyOptions, environment: Environment) -> None:
-        super().__init__(backbone, dim, options, environment)
-        self.log_rates = nn.Parameter(torch.full((CONTEXT,), math.log(options.inner_lr)))
-
-    def learn(self, adapted: Adapted, played: Played) -> Adapted:
-        gain, graph, context = advantage(played, self.options), torch.is_grad_enabled(), adapted["context"]
-        with torch.enable_grad():
-            if not context.requires_grad:
-                context = context.detach().requires_grad_()
-            ratio = (self.log_prob(self.told({"context": context}, played), played.action) - played.log_prob).exp()
-            won = (ratio * gain * played.running).sum((1, 2)) / played.running.sum((1, 2))
-            (slope,) = torch.autograd.grad(won.sum(), context, create_graph=graph and not self.options.first_order)
-        slope = slope / slope.norm(dim=1, keepdim=True).clamp_min(1)
-        moved = context + self.log_rates.exp() * slope
-        return {"context": moved if graph else moved.detach()}
-
-
-class PolicyBase(GradientPolicy):
-    """The base model theta* of control: one policy for all training environments, adapted by plain steps on its context."""
-
-    def __init__(self, backbone: Mlp, dim: int, options: dict[str, Any], environment: Environment) -> None:
-        super().__init__(backbone, dim, GradientPolicyOptions(**options["policy"]), environment)
+        x, scale = torch.cat([observation, context.expand(-1, observation.shape[1], -1)], -1), 1 + self.gate(context)
+        if "head.weight" not in adapted:
+            told: Tensor = self.head(self.backbone(x) * scale)
+            return told
+        features = self.backbone.per_task({name.removeprefix("backbone."): w for name, w in adapted.items() if name.startswith("backbone.")}, x)
+        return torch.baddbmm(adapted["head.bias"].unsqueeze(1), features * scale, adapted["head.weight"].transpose(1, 2))
 
 
 class MemoryPolicy(ContextPolicy):

@@ -11,8 +11,11 @@ from components.domains.pool import ItemStatistics
 from components.draws import seed_of
 from components.learners.closed_form import ridge_head, with_one
 from components.learners.learner import Adapted, Learner
+from components.learners.policy import ContextPolicy, advantage
 from components.objectives import OBJECTIVES, code
 from components.tasks import Examples
+
+EPISODES = 20  # a round of a policy that is trained on one task
 
 
 class Nearest(Learner):
@@ -75,6 +78,40 @@ class Told(WithoutSupport):
     def adapt_features(self, support: Examples) -> Adapted:
         known: Adapted = self.policy.knowing(support.x[:, 0, :-1])  # type: ignore[operator]
         return known
+
+
+class Trained(Told):
+    """That policy, trained on each task alone: `steps` rounds of `EPISODES` episodes, whose returns move all weights by Adam at rate `lr`.
+
+    Where it then plays no better than before, in as many episodes anew, the task keeps what it began with. An oracle too: nobody plays that much.
+    """
+
+    def __init__(self, policy: Learner, steps: int, lr: float) -> None:
+        super().__init__(policy)
+        self.steps, self.lr = steps, lr
+
+    def adapt_features(self, support: Examples) -> Adapted:
+        policy: ContextPolicy = self.policy  # type: ignore[assignment]
+        hidden = support.x[:, 0, :-1]
+        begun = policy.knowing(hidden) | policy.own_weights(len(hidden))
+        own = {name: w.detach().clone().requires_grad_() for name, w in begun.items()}
+        optimizer = torch.optim.Adam(own.values(), self.lr)
+        for step in range(self.steps):
+            played = policy.play(own, self._episodes(hidden, step))
+            gain = advantage(played, policy.options)
+            with torch.enable_grad():
+                for _ in range(policy.options.updates):
+                    optimizer.zero_grad()
+                    policy.clipped(policy.told(own, played), played, gain).backward()  # type: ignore[no-untyped-call]
+                    optimizer.step()
+        fresh = self._episodes(hidden, self.steps)
+        better = policy.play(own, fresh).returns().mean(1) > policy.play(begun, fresh).returns().mean(1)
+        return {name: torch.where(better.view(-1, *[1] * (w.ndim - 1)), own[name].detach(), w) for name, w in begun.items()}
+
+    def _episodes(self, hidden: Tensor, step: int) -> Tensor:
+        """Return rows [T, EPISODES, P + 1] that no table has: tables number episodes from 0."""
+        numbers = 1_000_000 + EPISODES * step + torch.arange(EPISODES)
+        return torch.cat([hidden.unsqueeze(1).expand(-1, EPISODES, -1), numbers.to(hidden).view(1, -1, 1).expand(len(hidden), -1, 1)], 2)
 
 
 class Scratch(Learner):
