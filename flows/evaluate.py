@@ -1,4 +1,4 @@
-"""Score any model on any domain's test tasks: `python -m flows.evaluate model=<uri> domain=<name> [key=value ...]`"""
+"""Score any model on any domain's test tasks: `python -m flows.evaluate model=<uri> domain=<name> [against=<uri>] [key=value ...]`"""
 
 import sys
 import tempfile
@@ -15,18 +15,20 @@ if TYPE_CHECKING:  # torch stays out of what starts a command
     from components.tasksets import TaskSpec
 
 Loaded = tuple["Learner", dict[str, Any], dict[str, Any]]  # a learner, its specification, and what it says of itself
-HELP = """python -m flows.evaluate model=<uri> domain=<name> [key=value ...]
+DIFFERENCE = "model-minus-against"
+HELP = """python -m flows.evaluate model=<uri> domain=<name> [against=<uri>] [key=value ...]
 
 Adapts the model to every test task of the domain, beside nearest neighbour in the space of inputs (where tasks are environments, beside
 the model before it has played), and prints means with 95 % intervals.
   model    models:/<name>@<alias>, models:/<name>/<version>, or the folder of a learner
+  against  another model, adapted to the same tasks: the difference is paired
   others   any key of the config, such as evaluation.tasks=200, or evaluation.challenge=<folder> for one-shot runs
            in the challenge's format (see python -m flows.retrain --help)
 """
 
 
-def evaluate(*overrides: str, model: str) -> None:
-    """Pin the data, draw the test tasks, score, and record it all as an MLflow run."""
+def evaluate(*overrides: str, model: str, against: str = "") -> None:
+    """Pin the data, draw the test tasks, score one or two models, and record it all as an MLflow run."""
     from components.domains.pool import open_pool
     from components.learners import store
     from components.tasksets import check
@@ -35,52 +37,59 @@ def evaluate(*overrides: str, model: str) -> None:
     from flows.versions import pinned
 
     config = load(overrides)
-    folder = tracking.model_folder(model)
+    named = {"model": model} | ({"against": against} if against else {})
+    folders = {name: tracking.model_folder(uri) for name, uri in named.items()}
     experiment = tracking.open_store(config.registry.model)
-    loaded = store.load(folder)
-    told, asked = loaded[1]["objective"], config.domain.objective
-    require(told == asked, f"The model predicts by {told}, but domain {config.domain.name} asks for {asked}. Choose another model or another domain.")
+    models = {name: (folder, store.load(folder)) for name, folder in folders.items()}
+    asked = config.domain.objective
+    for name, (_, (_, spec, _)) in models.items():
+        told = f"{named[name]} predicts by {spec['objective']}, but domain {config.domain.name} asks for {asked}"
+        require(spec["objective"] == asked, f"{told}. Choose another model or another domain.")
 
     def accept(made: Path) -> None:
         """Look at new data before they take the place of what is there."""
         pool = open_pool(made)
-        _compared(folder, loaded, config, pool)
+        _compared(models, config, pool)
         for table in _tables(config):
             check(table, pool)
 
     with pinned(config.domain, config.data.pin, config.data.write_pin, config.mirror, accept=accept) as data:
         pool = open_pool(data.path)
-        compared, trained, seen = _compared(folder, loaded, config, pool)
+        compared, trained, seen = _compared(models, config, pool)
         names = pool.classes["name"].to_pylist()
-        met = len({names[c] for c in pool.split("test")} & trained)
-        with tracking.run(experiment, "evaluate", {"stage": "evaluate", "model": model, "data.md5": data.data_md5}) as run_id:
-            tracking.log_params(run_id, {"model": model, "overrides": " ".join(overrides), "classes_trained_on": met})
+        met = {name: len({names[c] for c in pool.split("test")} & own) for name, own in trained.items()}
+        with tracking.run(experiment, "evaluate", {"stage": "evaluate", **named, "data.md5": data.data_md5}) as run_id:
+            tracking.log_params(run_id, {**named, "overrides": " ".join(overrides), "classes_trained_on": met["model"]})
             tracking.log_input(run_id, data.domain, data.md5, data.path, "evaluate")
-            metrics = _scores(compared, config, pool, seen, trained, run_id)
+            metrics = _scores(compared, config, pool, seen, set().union(*trained.values()), run_id)
             tracking.log_metrics(run_id, {m.replace("/model/", "/"): v for m, v in metrics.items()})
     _tell(metrics, [*compared], config)
-    if met:
-        print(f"{met} of the test classes were training classes of this model: these scores are not those of new classes")
+    for name, count in met.items():
+        if count:
+            print(f"{count} of the test classes were training classes of {named[name]}: these scores are not those of new classes")
 
 
-def _compared(folder: Path, loaded: Loaded, config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], set[str], dict[str, "Pool"]]:
-    """Return the model and what it is compared with, the classes that it was trained on, and the pool as it sees it, where that differs.
+def _compared(models: dict[str, tuple[Path, Loaded]], config: Config, pool: "Pool") -> tuple[dict[str, "Learner"], dict[str, set[str]], dict[str, "Pool"]]:
+    """Return the models and what they are compared with; of each the classes that it was trained on, and the pool as it sees it, where that differs.
 
-    Raises InputError where it fits no task.
+    Raises InputError where one fits no task.
     """
     from components.domains.seen import view
     from components.learners.reference import Nearest, WithoutSupport
     from components.lineage import trained_on
 
-    learner, spec, about = loaded
-    seen, reason = view(pool, folder, spec, about, config.domain.objective)
-    require(seen is not None, f"{reason}. Choose another model, another domain, or the experiment that it was trained by.")
-    assert seen is not None
-    beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learner))
-    other.objective = learner.objective
+    seen: dict[str, Pool] = {}
+    for name, (folder, (_, spec, about)) in models.items():
+        own, reason = view(pool, folder, spec, about, config.domain.objective)
+        require(own is not None, f"{reason}. Choose another model, another domain, or the experiment that it was trained by.")
+        assert own is not None
+        seen |= {} if own is pool else {name: own}
+    learners = {name: learner for name, (_, (learner, _, _)) in models.items()}
+    beside, other = ("nearest", Nearest()) if pool.environment is None else ("unadapted", WithoutSupport(learners["model"]))
+    other.objective = learners["model"].objective
     names = pool.classes["name"].to_pylist()
-    trained = {*names} & trained_on(about, pool.domain)
-    return {"model": learner, beside: other}, trained, {} if seen is pool else {"model": seen}
+    trained = {name: {*names} & trained_on(about, pool.domain) for name, (_, (_, _, about)) in models.items()}
+    return learners | {beside: other}, trained, seen
 
 
 def _tables(config: Config) -> "list[TaskSpec]":
@@ -100,7 +109,7 @@ def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: 
     e = config.evaluation
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
         write_tasksets(_tables(config), pool, config.seed, Path(work))
-        metrics = score(compared, {}, {}, e.settings, "test", pool, work, Path(work), e.scores, seen=seen)
+        metrics = score(compared, {}, {DIFFERENCE: ("model", "against")}, e.settings, "test", pool, work, Path(work), e.scores, seen=seen)
         metrics |= {f"{role}/transductive": 1.0 for role, learner in compared.items() if transductive(learner)}
         tracking.log_file(run_id, Path(work) / "scores-test.parquet")
         if e.challenge is not None:
@@ -116,11 +125,13 @@ def _tell(metrics: dict[str, float], roles: list[str], config: Config) -> None:
     e = config.evaluation
     for setting in e.settings:
         for name in ("", *e.scores):
-            cells = (f"{role} {scored(metrics, f'test/{setting}/{role}', name=name)}" for role in roles)
+            cells = [f"{role} {scored(metrics, f'test/{setting}/{role}', name=name)}" for role in roles]
+            gap = f"test/{setting}/{DIFFERENCE}"
+            cells += [f"model - against {scored(metrics, gap, '+', name)}"] if "against" in roles else []
             print(f"{config.domain.name} {setting}{f' {name}' if name else ''}: {'   '.join(cells)}   ({e.tasks} tasks, 95 % interval)")
     for error, how in (("error", "independent decisions"), ("error_joint", "joint assignment, which knows that every class is asked for once")):
         if f"challenge/model/{error}" in metrics:
-            cells = (f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in roles)
+            cells = [f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in roles]
             print(f"{challenged(metrics, 'error')}, percent, {how}: {'   '.join(cells)}   (95 % interval)")
     for told in warned(metrics):
         print(told)

@@ -192,6 +192,15 @@ def test_evaluate_repeats_the_pipelines_own_score(finished: Workspace) -> None:
     assert f"5w1s: model {wanted:.2f}" in out
 
 
+def test_two_models_are_compared_on_the_same_tasks(finished: Workspace) -> None:
+    teacher = finished.outputs("teacher")[0]["ref"]["path"]
+    out = finished.run("flows.evaluate", "model=models:/glyphs@champion", f"against={teacher}", "domain=glyphs", SMOKE).stdout
+    m = finished.metrics()
+    pair = [f"{100 * m[f'test/5w1s/fused-minus-teacher/accuracy{end}']:{sign}.2f}" for end, sign in (("", "+"), ("_ci95", ""))]
+    assert f"against {100 * m['test/5w1s/teacher/accuracy']:.2f}" in out and f"model - against {pair[0]} ± {pair[1]}" in out
+    assert "of the test classes were training classes" not in out
+
+
 @pytest.mark.slow
 def test_promotion_refuses_an_equal_model_and_goes_back_by_hand(finished: Workspace) -> None:
     out = finished.retrain(SMOKE, "student.count=1").stdout
