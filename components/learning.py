@@ -56,6 +56,8 @@ class BackboneSection:
             f"backbone.pool needs one entry a block, got {len(self.pool)} for {len(self.widths)} widths. Give both the same length.",
         )
         require(min(self.widths) > 0, f"backbone.widths must be positive, got {self.widths}. Use at least 1 filter a block.")
+        told = f"backbone.activation must be relu for conv, got {self.activation}. Leave it out"
+        require(self.name == "mlp" or self.activation == "relu", f"{told}, or use backbone=mlp for vectors.")
 
     def check_reads(self, shape: tuple[int, ...], where: str = "backbone") -> None:
         """Raise InputError, naming the config's group `where`, unless such a network reads inputs of this shape: pictures [C, H, W] or vectors [D]."""

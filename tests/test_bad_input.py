@@ -60,6 +60,10 @@ BAD = {
     "features of a teacher without an encoder": ["learner=maml", "student.recipe.feature_weight=1"],
     "an endpoint that listens everywhere": ["serving.host="],
     "stars of what was touched or not": ["experiment=clicks", "evaluation.scores=[mae]"],
+    "an LSTM through its gradients": ["learner=lstm", "learner.options.first_order=false"],
+    "a second order of Reptile": ["learner=reptile", "learner.options.first_order=false"],
+    "a first order of what is implicit": ["learner=imaml", "learner.options.first_order=true"],
+    "another activation of convolutions": ["backbone.activation=tanh"],
     "an order of returns": ["experiment=navigation", "evaluation.scores=[ndcg_5]"],
     "training classes of values": ["experiment=sinusoid", "student.recipe.class_weight=1"],
     "one of several teachers is nobody": ["student.teacher=teacher+someone"],
@@ -261,7 +265,10 @@ def test_what_is_refused_leaves_data_and_pin_as_they_were(new_workspace, finishe
 
     before = kept(finished)
     ended = finished.run("flows.evaluate", "model=models:/glyphs@champion", "experiment=sinusoid", expect=2)
-    assert ended.stderr == "error: The model predicts by cross_entropy, but domain sinusoid asks for squared_error. Choose another model or another domain.\n"
+    assert (
+        ended.stderr
+        == "error: models:/glyphs@champion predicts by cross_entropy, but domain sinusoid asks for squared_error. Choose another model or another domain.\n"
+    )
     ended = finished.run("flows.evaluate", "model=models:/glyphs@champion", SMOKE, "domain.source.size=21", expect=2)
     assert "The model takes inputs [1, 28, 28], but domain glyphs has [1, 21, 21]" in ended.stderr and kept(finished) == before
     workspace = new_workspace()

@@ -119,6 +119,13 @@ class MamlPlusPlusOptions(InnerOptions):
 
 
 @dataclass
+class ReptileOptions(InnerOptions):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.first_order, "learner.options.first_order must be true for reptile, which has no second order, got false. Choose learner=maml.")
+
+
+@dataclass
 class ImamlOptions(InnerOptions):
     """`proximal` is lambda, the pull towards theta."""
 
@@ -127,6 +134,7 @@ class ImamlOptions(InnerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(not self.first_order, "learner.options.first_order must be false for imaml, whose gradient is implicit, got true. Choose learner=fomaml.")
         positive(**{"learner.options.proximal": self.proximal, "learner.options.cg_steps": self.cg_steps})
 
 
@@ -141,7 +149,9 @@ class AlfaOptions(InnerOptions):
 
 @dataclass
 class LstmOptions(AlfaOptions):
-    pass
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.first_order, "learner.options.first_order must be true for lstm, whose rule reads gradients as numbers, got false. Choose learner=alfa.")
 
 
 @dataclass
@@ -273,7 +283,7 @@ FAMILIES: dict[str, Family] = {
     "finetune": Family("gradient", "Maml", InnerOptions, inner=True, encodes=False),
     "anil": Family("gradient", "Anil", AnilOptions, inner=True),
     "meta_sgd": Family("rules", "MetaSgd", InnerOptions, inner=True, encodes=False),
-    "reptile": Family("gradient", "Reptile", InnerOptions, inner=True, encodes=False, beside_start=False),
+    "reptile": Family("gradient", "Reptile", ReptileOptions, inner=True, encodes=False, beside_start=False),
     "imaml": Family("gradient", "Imaml", ImamlOptions, inner=True, encodes=False, beside_start=False),
     "mamlpp": Family("rules", "MamlPlusPlus", MamlPlusPlusOptions, inner=True, encodes=False),
     "meta_curvature": Family("rules", "MetaCurvature", InnerOptions, inner=True, encodes=False),
