@@ -299,6 +299,43 @@ def test_what_is_told_of_users_stands_beside_their_items(tmp_path: Path) -> None
         replace(OPTIONS, about=["age"])
 
 
+def test_columns_describe_the_items_of_a_file_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pyarrow.csv.read_csv(own(tmp_path, users=40)).to_pandas()
+    number = table.item.str.removeprefix("film ").astype(int)
+    table["price"] = (2.5 * number).where(number != 3)  # of one item it is not told
+    table["kind"] = np.where(number % 3 == 0, "Drama|War", np.where(number % 3 == 1, "War", None))
+    table["place"] = "here"
+    table["old"] = 7
+    table.to_csv(tmp_path / "told.csv", index=False)
+    options = replace(OPTIONS, min_ratings=5, factors=2, file=str(tmp_path / "told.csv"))
+    plain, told = (ratings.build(o) for o in (options, replace(options, describes=["price", "kind", "place", "old"])))
+    said = capsys.readouterr().err
+    assert "column place says the same of all items, and is left out" in said and "column old says" in said and "column price" not in said
+    for name, source in (("plain", plain), ("told", told)):
+        write_pool(source, SPLITS, "ratings", "x" * 64, tmp_path / name)
+    pools = [open_pool(tmp_path / name) for name in ("plain", "told")]
+    assert pools[1].inputs.shape[1] == pools[0].inputs.shape[1] + 3
+    notes = pq.read_table(tmp_path / "told" / "items.parquet", columns=["note"])["note"].to_pylist()
+    numbers = np.array([int(note.removeprefix("film ")) for note in notes])
+    prices = 2.5 * np.array([n for n in range(20) if n != 3])
+    wanted = np.where(numbers == 3, 0, (2.5 * numbers - prices.mean()) / prices.std())
+    assert pools[1].inputs[:, 2] == pytest.approx(wanted, abs=1e-3)
+    assert np.array_equal(pools[1].inputs[:, 3:5], np.stack([numbers % 3 == 0, numbers % 3 != 2], 1))
+    rest = [0, 1, *range(5, pools[1].inputs.shape[1])]
+    assert np.array_equal(pools[1].inputs[:, rest], pools[0].inputs)
+    table["note"] = ["|".join(f"{i}-{part}" for part in range(6)) for i in range(len(table))]
+    table.to_csv(tmp_path / "told.csv", index=False)
+    for wrong, why in (({"describes": ["note"]}, "one of 100 things at most in column note, got"), ({"describes": ["colour"]}, "lacks colour")):
+        with pytest.raises(InputError, match=why):
+            ratings.build(replace(options, **wrong))
+    for wrong, why in (
+        ({"describes": ["rating"]}, "not user, item, rating or time, got rating"),
+        ({"describes": ["x"], "file": None}, "columns of your own file"),
+    ):
+        with pytest.raises(InputError, match=why):
+            replace(options, **wrong)
+
+
 def test_a_model_sees_newer_ratings_by_what_it_knows_of_their_items(tmp_path: Path) -> None:
     table = pyarrow.csv.read_csv(own(tmp_path)).to_pandas()
     new = table.assign(item=table.item.where(table.item != table.item[0], "newcomer"))

@@ -138,7 +138,8 @@ class RatingsOptions(OwnFiles):
     """Ratings of items by users: a MovieLens `release`, or a CSV or Parquet `file` with the columns `user`, `item`, `rating` and `time`.
 
     Users with fewer than `min_ratings` are left out. An item is described by how training users rate it (`factors` numbers) and by who rates it
-    (`co_factors`), beside its mean, its count, and genres and year where the release tells them. Where `rating` is null, a row says no more than
+    (`co_factors`), beside its mean, its count, and genres and year where the release tells them, or what the columns `describes` of the file say of
+    it: numbers, and texts whose parts stand between bars, as in Drama|War. Where `rating` is null, a row says no more than
     that the user touched the item, and after each stand `negatives` items that they had not touched by then, drawn from `seed`.
 
     `about`: columns of the file with numbers that describe the user, the newest of each counts; releases tell theirs by themselves.
@@ -150,7 +151,7 @@ class RatingsOptions(OwnFiles):
 
     own: ClassVar[str] = "file"
     needed: ClassVar[bool] = False
-    younger: ClassVar[tuple[str, ...]] = ("about", "new_items", "cells", "scale")
+    younger: ClassVar[tuple[str, ...]] = ("about", "new_items", "cells", "scale", "describes")
     reading: ClassVar[int] = 3
     release: str
     file: str | None
@@ -159,6 +160,7 @@ class RatingsOptions(OwnFiles):
     rating: str | None
     time: str
     about: list[str]
+    describes: list[str]
     scale: list[float]
     negatives: int
     seed: int
@@ -183,8 +185,11 @@ class RatingsOptions(OwnFiles):
         pair = len(self.scale) == 2 and self.scale[0] < self.scale[1] and self.rating is not None and self.file is not None
         told = f"domain.source.scale must be the least and the greatest rating of your own file, got {self.scale}. Use [1,5], say, or [] for none."
         require(not self.scale or pair, told)
-        told = f"domain.source.about names columns of your own file, got {', '.join(self.about)} without one. Set domain.source.file."
-        require(not self.about or self.file is not None, told)
+        for name in ("about", "describes"):
+            told = f"domain.source.{name} names columns of your own file, got {', '.join(getattr(self, name))} without one. Set domain.source.file."
+            require(not getattr(self, name) or self.file is not None, told)
+            both = [column for column in getattr(self, name) if column in (self.user, self.item, self.rating, self.time)]
+            require(not both, f"domain.source.{name} must name columns that are not user, item, rating or time, got {', '.join(both)}. Leave them out.")
         positive(**{"domain.source.min_ratings": self.min_ratings, "domain.source.negatives": self.negatives})
         for name in ("factors", "co_factors"):
             require(getattr(self, name) >= 0, f"domain.source.{name} must be at least 0, got {getattr(self, name)}. Use 16, or 0 for none.")

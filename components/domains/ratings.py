@@ -147,7 +147,7 @@ def read_own(options: RatingsOptions) -> Told:
     table = read_table(path, [options.user, options.item])
     require(len(table) > 0, f"{path} must hold a row for every rating, got none. Add rows.")
     numeric = [name for name in (options.rating, options.time) if name is not None]
-    needed = [options.user, options.item, *numeric, *options.about]
+    needed = [options.user, options.item, *numeric, *options.about, *options.describes]
     lacks = [name for name in needed if name not in table.column_names]
     require(not lacks, f"{path} must have the columns {', '.join(needed)}, but lacks {describe(lacks)}. Name them by domain.source.user and so on.")
     for name in numeric:
@@ -159,7 +159,33 @@ def read_own(options: RatingsOptions) -> Told:
     require(whole, f"{path} must hold a number below 3e38 in every row of {' and '.join(numeric)}, got others or gaps. Remove those rows.")
     order = np.argsort(found[-1], kind="stable")
     people = newest(user[order].tolist(), numbers(table, options.about, path)[order]) if options.about else {}
-    return Told(user, item, np.ones(len(user)) if options.rating is None else found[0], found[-1], {}, about=options.about, people=people)
+    sides = _described(table.take(order), options.describes, item[order].tolist(), path)
+    return Told(user, item, np.ones(len(user)) if options.rating is None else found[0], found[-1], sides, about=options.about, people=people)
+
+
+PARTS = 100  # of the texts of one column
+
+
+def _described(table: pa.Table, names: list[str], items: list[str], path: Path) -> dict[str, list[float]]:
+    """Return what columns tell of each item, the newest row of it: numbers of mean 0 and deviation 1, 0 where it is not told; of texts, one number a part."""
+    distinct, columns = list(dict.fromkeys(items)), []
+    for name in names:
+        if is_numeric(table.schema.field(name).type):
+            told = newest(items, numbers(table, [name], path))
+            own = np.array([told[item] for item in distinct])
+            own = np.nan_to_num((own - np.nanmean(own)) / (np.nanstd(own) or 1.0)) if np.isfinite(own).any() else np.zeros_like(own)
+        else:
+            texts = dict(zip(items, table.column(name).cast(pa.string()).to_pylist(), strict=True))
+            said = [set((texts[item] or "").split("|")) - {""} for item in distinct]
+            parts = sorted(set().union(*said))
+            asked = f"{path} must say of items one of {PARTS} things at most in column {name}, got {len(parts)}"
+            require(len(parts) <= PARTS, f"{asked}. Leave it out of domain.source.describes, or group them.")
+            own = np.array([[float(part in of) for part in parts] for of in said]).reshape(len(distinct), -1)
+        if not (own != own[:1]).any():
+            print(f"{path}: column {name} says the same of all items, and is left out", file=sys.stderr, flush=True)
+            continue
+        columns.append(own)
+    return dict(zip(distinct, np.concatenate(columns, 1).tolist(), strict=True)) if columns else {}
 
 
 FOLDS = 5
