@@ -69,8 +69,10 @@ def _check_source(config: Config) -> None:
     options = OPTIONS[config.domain.name](**config.domain.source)
     if config.data.pin is None and isinstance(options, OwnFiles) and options.given:
         _ = options.place
-    cells, query = config.domain.source.get("cells", 0), config.evaluation.query
-    require(not cells or cells >= query, f"domain.source.cells must be at least evaluation.query={query}, or 0, got {cells}. Raise it, or lower the query.")
+    source, query = config.domain.source, config.evaluation.query
+    cells, beside = source.get("cells", 0), source["negatives"] if source.get("rating", "") is None else 0
+    told = f"domain.source.cells must be at least {-(-query // (1 + beside))} for evaluation.query={query}, or 0, got {cells}"
+    require(not cells or cells * (1 + beside) >= query, f"{told}. Raise it, or lower the query.")
 
 
 def _check_played(config: Config) -> None:

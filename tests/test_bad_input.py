@@ -111,7 +111,7 @@ BAD = {
     "cells of fewer than none": ["experiment=ratings", "domain.source.new_items=0.2", "domain.source.cells=-1"],
     "cells without new items": ["experiment=ratings", "domain.source.cells=15"],
     "cells of fewer than are asked for": ["experiment=ratings", "domain.source.new_items=0.2", "domain.source.cells=14"],
-    "new items of ratings without values": ["experiment=clicks", "domain.source.new_items=0.2"],
+    "cells of fewer touches than are asked for": ["experiment=clicks", "domain.source.new_items=0.2", "domain.source.cells=9"],
     "no untouched items": ["experiment=clicks", "domain.source.negatives=0"],
     "ratings that are not there": ["experiment=ratings", "domain.source.file=/nowhere.csv"],
     "turned vectors": ["experiment=table", "domain.source.file=README.md", "base.turns=4"],

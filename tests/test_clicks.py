@@ -9,12 +9,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 from sources import Chain
 from sources import touches_file as touches
 
-from components.contracts import SplitsSection
+from components.contracts import CELLS, SplitsSection
 from components.domains import ratings
+from components.domains.cells import new_ones
 from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
 from components.domains.shelf import Shelf
@@ -44,6 +46,29 @@ def test_beside_each_touched_item_stand_others_that_the_user_had_not_touched_by_
         assert not any(set(items[i, 1:]) & set(own[: i + 1]) for i in range(6))
     others = ratings.build(replace(CLICKS, file=str(path), min_ratings=6, factors=2, negatives=2, seed=1))
     assert (np.array(others.item_notes).reshape(12, 6, 3)[:, :, 0] == by_user[:, :, 0]).all() and others.item_notes != source.item_notes
+
+
+def test_beside_a_new_item_stand_new_ones_and_cells_ask_for_touches_with_theirs(tmp_path: Path) -> None:
+    path = touches(tmp_path, users=60, each=14, items=60)
+    table = pyarrow.csv.read_csv(path).sort_by([("user", "ascending"), ("time", "ascending")]).to_pandas()
+    table["new"] = new_ones(table.item.tolist(), 0.3)
+    options = replace(CLICKS, file=str(path), min_ratings=4, factors=2, new_items=0.3, cells=2)
+    write_pool(ratings.build(options), replace(SPLITS, shares={"test": 0.4, "val": 0.1}), "clicks", "x" * 64, tmp_path / "pool")
+    pool = open_pool(tmp_path / "pool")
+    notes = np.array(pq.read_table(tmp_path / "pool" / "items.parquet", columns=["note"])["note"].to_pylist())
+    new = new_ones(notes.tolist(), 0.3)
+    assert pool.cells == CELLS
+    for cls in range(len(pool.classes)):
+        own = pool.items(np.array([cls]))
+        assert np.asarray(pool.targets)[own].tolist() == [0.5, -0.5] * (len(own) // 2)
+        assert np.array_equal(new[own[::2]], new[own[1::2]]), "that an item is new does not tell which one was touched"
+    assert not new[pool.items(pool.split("train"))].any()
+    for cell in CELLS:
+        for cls in pool.split(cell):
+            own = table[table.user == pool.groups[cls]]
+            known, asked = own[~own.new].item.tolist(), own[own.new == cell.endswith("new")].item.tolist()[-2:]
+            touched = notes[pool.items(np.array([cls]))[::2]].tolist()
+            assert touched[-2:] == asked and touched[:-2] == known[:-2], "the first known ones, then the last two of the cell's kind"
 
 
 def test_what_is_drawn_is_a_function_of_seed_user_and_position(tmp_path: Path) -> None:

@@ -16,14 +16,17 @@ def new_ones(names: list[str], share: float) -> np.ndarray:
     return np.array([int(key_of("new item", name)) < share * 2**64 for name in names])
 
 
-def housed(rows: np.ndarray, users: np.ndarray, new: np.ndarray, each: int, least: int) -> tuple[np.ndarray, list[PoolClass]]:
+def housed(rows: np.ndarray, users: np.ndarray, new: np.ndarray, each: int, least: int, beside: int = 0) -> tuple[np.ndarray, list[PoolClass]]:
     """Return the numbers of rows (user, item, ...) that stand user by user in the order of time, class by class, and the classes.
 
     A user who trains does so by ratings of known items alone, where there are `least`; all others keep all of theirs. With `each`, a user
     who has that many ratings of known items besides, and that many of new ones, is asked for the last `each` of one kind in a cell: those
-    of known items train nothing either. Raises InputError where fewer than four users have as many.
+    of known items train nothing either. After each rating stand `beside` more rows of items of its kind, which it takes along.
+    Raises InputError where fewer than four users have as many.
     """
     numbers, classes, celled = [], [], 0
+    told = f"domain.source.cells={each} need four users with {least + each} ratings of known items and {each} of new ones"
+    each, least = each * (1 + beside), least * (1 + beside)
 
     def add(found: np.ndarray, homes: dict[str, str], asked: int = 0) -> None:
         numbers.append(found)
@@ -42,6 +45,5 @@ def housed(rows: np.ndarray, users: np.ndarray, new: np.ndarray, each: int, leas
             celled += 1
             for kind, asked in (("known", known[-each:]), ("new", unknown[-each:])):
                 add(np.concatenate([trained, asked]), {"train": f"known-{kind}", "test": f"new-{kind}"}, len(trained))
-    told = f"domain.source.cells={each} need four users with {least + each} ratings of known items and {each} of new ones, got {celled}"
-    require(not each or celled >= 4, f"{told}. Lower cells or min_ratings.")
+    require(not each or celled >= 4, f"{told}, got {celled}. Lower cells or min_ratings.")
     return np.concatenate(numbers), classes

@@ -179,8 +179,6 @@ class RatingsOptions(OwnFiles):
         require(self.cells >= 0, f"domain.source.cells must be at least 0, got {self.cells}. Use 15, or 0 for none.")
         some = self.new_items > 0 or not self.cells
         require(some, f"domain.source.cells={self.cells} ask for new items, got domain.source.new_items=0. Set domain.source.new_items=0.2.")
-        told = f"domain.source.new_items must be 0 where ratings have no values (domain.source.rating=null), got {self.new_items}. Set it to 0."
-        require(self.rating is not None or not self.new_items, told)
         require(self.release in RELEASES, f"domain.source.release must be one of {', '.join(RELEASES)}, got {self.release!r}. Choose one of them.")
         pair = len(self.scale) == 2 and self.scale[0] < self.scale[1] and self.rating is not None and self.file is not None
         told = f"domain.source.scale must be the least and the greatest rating of your own file, got {self.scale}. Use [1,5], say, or [] for none."

@@ -308,8 +308,12 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     if not enough.all():
         few = f"{int((~enough).sum()):,} of {len(users):,} users left out, who have fewer than min_ratings={options.min_ratings}"
         print(few, file=sys.stderr, flush=True)
+    new, beside = new_ones(items.tolist(), options.new_items), 0 if options.rating else options.negatives
     if options.rating is None:
-        left = enough & (counts * (1 + options.negatives) > len(items))
+        left = np.zeros(len(users), dtype=bool)
+        for kind in (new, ~new):
+            of_kind = np.bincount(rows[kind[rows[:, 1].astype(np.int64)], 0].astype(np.int64), minlength=len(users))
+            left |= enough & (of_kind * (1 + options.negatives) > kind.sum())
         enough &= ~left
         if left.any():
             told_of = f"{int(left.sum())} users left out, who touched so many of the {len(items)} items that too few are left to draw beside them"
@@ -329,7 +333,7 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     for name, size in (("factors", options.factors), ("co_factors", options.co_factors)):
         require(size < fewer, f"domain.source.{name} must be below {fewer}, the number of users or items, got {size}. Lower it.")
     if options.rating is None:
-        rows, counts = beside_untouched(rows, users, len(items), options.negatives, options.seed), counts * (1 + options.negatives)
+        rows, counts = beside_untouched(rows, users, new, options.negatives, options.seed), counts * (1 + options.negatives)
     width = len(next(iter(told.sides.values()), []))
     sides = np.array([told.sides.get(name, [0.0] * width) for name in items]).reshape(len(items), width)
     classes = [PoolClass(str(name), str(name), int(count)) for name, count, kept in zip(users, counts, enough, strict=True) if kept]
@@ -338,8 +342,7 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     scale |= {"least": least, "middle": middle, "greatest": greatest}
     scale |= {} if options.rating else {"negatives": options.negatives, "seed": options.seed}
     if options.new_items:
-        new = new_ones(items.tolist(), options.new_items)
-        numbers, classes = housed(rows, users, new, options.cells, options.min_ratings)
+        numbers, classes = housed(rows, users, new, options.cells, options.min_ratings, beside)
         rows = rows[numbers]
         unknown = "" if width else ", and nothing describes them: neither genres nor years are told"
         print(f"{int(new.sum()):,} of {len(items):,} items are new to who trains{unknown}", file=sys.stderr, flush=True)
