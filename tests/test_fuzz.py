@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from components.domains import image_folder, omniglot, ratings, table
+from components.domains import image_folder, omniglot, rating_files, table
 from components.domains.columns import read_table
 from components.domains.options import ImageFolderOptions, RatingsOptions, TableOptions
 from components.inputs import InputError
@@ -177,7 +177,7 @@ def test_tables(tmp_path_factory: pytest.TempPathFactory, given_: tuple[str, byt
     file.write_bytes(given_[1])
     made = told(lambda: table.build(options(TableOptions, "table", file=str(file), missing=missing, min_items=2)))
     assert made is None or (len(made.inputs) == sum(c.count for c in made.classes) and (missing != "refuse" or np.isfinite(made.inputs).all()))
-    told(lambda: ratings.read_own(options(RatingsOptions, "ratings", file=str(file), rating="x0", time="x1")))
+    told(lambda: rating_files.read_own(options(RatingsOptions, "ratings", file=str(file), rating="x0", time="x1")))
     told(lambda: read_table(file))
 
 
@@ -204,7 +204,7 @@ def test_archives(tmp_path_factory: pytest.TempPathFactory, given_: tuple[str, b
     folder.mkdir(exist_ok=True)
     file = folder / "archive.zip"
     file.write_bytes(data)
-    told(lambda: list(omniglot.read_archive(file, None)) if kind == "omniglot" else ratings.read_movielens(file, kind))
+    told(lambda: list(omniglot.read_archive(file, None)) if kind == "omniglot" else rating_files.read_movielens(file, kind))
     assert [p.name for p in folder.iterdir()] == ["archive.zip"], "nothing is written beside it"
 
 

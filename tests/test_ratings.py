@@ -19,7 +19,8 @@ from sources import ratings_file as own
 from test_endpoint import serving_by
 
 from components.contracts import SplitsSection
-from components.domains import ratings
+from components.domains import rating_files, ratings
+from components.domains.catalogue import Catalogue
 from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
 from components.domains.seen import seen_by
@@ -79,7 +80,7 @@ def test_item_means_are_shrunk_and_factors_are_those_of_numpy(tmp_path: Path) ->
     random = np.random.default_rng(1)
     rows = np.stack([random.integers(0, 15, 80), random.integers(0, 10, 80), random.normal(size=80)], 1)
     rows = rows[np.unique(rows[:, 0] * 100 + rows[:, 1], return_index=True)[1]]
-    catalogue = ratings.Catalogue(3, 2, 15, np.zeros((10, 0))).fitted(rows)
+    catalogue = Catalogue(3, 2, 15, np.zeros((10, 0))).fitted(rows)
     assert catalogue.vectors is not None and catalogue.fold is not None
     vectors = catalogue.vectors[0]
     user, item, value = rows[:, 0].astype(int), rows[:, 1].astype(int), rows[:, 2]
@@ -102,7 +103,7 @@ def test_a_training_users_own_ratings_describe_no_item_to_them(tmp_path: Path) -
     rows = np.stack([np.repeat(np.arange(20), 8), np.concatenate([random.permutation(12)[:8] for _ in range(20)]), random.normal(size=160)], 1)
     other = rows.copy()
     other[rows[:, 0] == 3, 2] *= -1
-    before, after = (ratings.Catalogue(0, 0, 20, np.zeros((12, 0))).fitted(r).read(r) for r in (rows, other))
+    before, after = (Catalogue(0, 0, 20, np.zeros((12, 0))).fitted(r).read(r) for r in (rows, other))
     own = rows[:, 0] == 3
     assert np.array_equal(before[own], after[own])
     assert not np.array_equal(before[~own], after[~own])
@@ -127,9 +128,9 @@ def test_each_release_is_read_in_its_own_format_and_counted(tmp_path: Path, rele
         if release in PEOPLE:
             archive.writestr(f"{release}/{PEOPLE[release][0]}", PEOPLE[release][1])
     with pytest.raises(InputError, match=r"got 2 of 1 \(an altered copy\)"):
-        ratings.read_movielens(tmp_path / "a.zip", release)
-    monkeypatch.setitem(ratings.PUBLISHED, release, {(2, 1)})
-    told = ratings.read_movielens(tmp_path / "a.zip", release)
+        rating_files.read_movielens(tmp_path / "a.zip", release)
+    monkeypatch.setitem(rating_files.PUBLISHED, release, {(2, 1)})
+    told = rating_files.read_movielens(tmp_path / "a.zip", release)
     assert (told.user.tolist(), told.item.tolist(), told.value.tolist(), told.time.tolist()) == (["7", "7"], ["31", "32"], [2.5, 2.5], [100, 100])
     assert told.sides["31"][-1] == 1.0 and sum(told.sides["31"][:-1]) == 2
     if release in PEOPLE:
@@ -238,7 +239,7 @@ def test_ratings_off_the_scale_are_refused_and_users_with_few_are_counted(tmp_pa
     assert f"1 of {table.user.nunique()} users left out, who have fewer than min_ratings=5" in capsys.readouterr().err
     table[table.rating.between(0.5, 5)].to_csv(tmp_path / "even.csv", index=False)
     source = ratings.build(replace(odd, file=str(tmp_path / "even.csv"), scale=[0, 6]))
-    assert isinstance(source.reading, ratings.Catalogue) and [source.reading.scale[end] for end in ("least", "middle", "greatest")] == [0, 3, 6]
+    assert isinstance(source.reading, Catalogue) and [source.reading.scale[end] for end in ("least", "middle", "greatest")] == [0, 3, 6]
     for wrong in ({"scale": [5, 1]}, {"scale": [1]}, {"scale": [1, 5], "file": None}):
         with pytest.raises(InputError, match=r"domain.source.scale must be the least and the greatest"):
             replace(odd, **wrong)  # type: ignore[arg-type]
@@ -420,14 +421,14 @@ def test_a_copy_with_other_ratings_of_the_same_number_is_refused(tmp_path: Path,
     rows = np.array([[7, 31, 2.5, 100], [7, 32, 4.0, 90], [8, 31, 1.0, 80]])
     name, _, films, titles = LINES["ml-latest-small"]
     text = "userId,movieId,rating,timestamp\n" + "".join(",".join(f"{v:g}" for v in row) + "\n" for row in rows[::-1])
-    monkeypatch.setitem(ratings.PUBLISHED, "ml-latest-small", {(3, 2)})
-    monkeypatch.setitem(ratings.DIGESTS, (3, 2), ratings.content_digest(rows))
+    monkeypatch.setitem(rating_files.PUBLISHED, "ml-latest-small", {(3, 2)})
+    monkeypatch.setitem(rating_files.DIGESTS, (3, 2), rating_files.content_digest(rows))
     for told, fine in ((text, True), (text.replace("2.5", "3.5"), False)):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
             archive.writestr(f"x/{name}", told)
             archive.writestr(f"x/{films}", titles)
         if fine:
-            assert len(ratings.read_movielens(tmp_path / "a.zip", "ml-latest-small").value) == 3  # in another order, the same data
+            assert len(rating_files.read_movielens(tmp_path / "a.zip", "ml-latest-small").value) == 3  # in another order, the same data
             continue
         with pytest.raises(InputError, match=r"the same number of others \(an altered copy\)"):
-            ratings.read_movielens(tmp_path / "a.zip", "ml-latest-small")
+            rating_files.read_movielens(tmp_path / "a.zip", "ml-latest-small")
