@@ -1,5 +1,6 @@
 """Ratings: time decides what is known, items are described by training users alone, altered archives are refused; and adaptation helps."""
 
+import hashlib
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -120,7 +121,9 @@ PEOPLE = {"ml-100k": ("u.user", "7|25|F|writer|12345\n8|40|M|other|12345\n"), "m
 
 
 @pytest.mark.parametrize("release", LINES)
-def test_each_release_is_read_in_its_own_format_and_counted(tmp_path: Path, release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_release_is_read_in_its_own_format_and_counted(
+    tmp_path: Path, release: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     rated, rows, films, titles = LINES[release]
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(f"{release}/{rated}", rows + rows.splitlines()[-1].replace("31", "32") + "\n")
@@ -130,7 +133,11 @@ def test_each_release_is_read_in_its_own_format_and_counted(tmp_path: Path, rele
     with pytest.raises(InputError, match=r"got 2 of 1 \(an altered copy\)"):
         rating_files.read_movielens(tmp_path / "a.zip", release)
     monkeypatch.setitem(rating_files.PUBLISHED, release, {(2, 1)})
+    rating_files.read_movielens(tmp_path / "a.zip", release)
+    assert f"a.zip is not the archive that was published: its ratings and users are as many as {release} has" in capsys.readouterr().err
+    monkeypatch.setitem(rating_files.ARCHIVES, release, hashlib.sha256((tmp_path / "a.zip").read_bytes()).hexdigest())
     told = rating_files.read_movielens(tmp_path / "a.zip", release)
+    assert not capsys.readouterr().err
     assert (told.user.tolist(), told.item.tolist(), told.value.tolist(), told.time.tolist()) == (["7", "7"], ["31", "32"], [2.5, 2.5], [100, 100])
     assert told.sides["31"][-1] == 1.0 and sum(told.sides["31"][:-1]) == 2
     if release in PEOPLE:

@@ -19,12 +19,19 @@ from components.domains.archives import DAMAGED, read_member
 from components.domains.columns import is_numeric, names_in, newest, numbers, read_table
 from components.domains.options import RatingsOptions
 from components.inputs import InputError, require
+from components.manifest import file_digest
 from components.plain import describe, one_line
 
 # (ratings, users) of the published releases; of ml-latest-small those of 2016 and of 2018. Altered copies circulate.
 PUBLISHED = {"ml-latest-small": {(100_004, 671), (100_836, 610)}, "ml-100k": {(100_000, 943)}, "ml-1m": {(1_000_209, 6_040)}}
 # Of those that were at hand, by their counts: sha256 over the rows (user, film, stars, time) as float64, sorted by user and film.
 DIGESTS = {(100_004, 671): "383bc32cf8b858ae8d25bbe233b51f0ff39b2ac5a6ff4f59280b45a0ba37a33a"}
+# Of the others, sha256 of the archives as GroupLens packed them (tensorflow/datasets, url_checksums/movielens.txt).
+ARCHIVES = {
+    "ml-latest-small": "696d65a3dfceac7c45750ad32df2c259311949efec81f0f144fdfb91ebc9e436",
+    "ml-100k": "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    "ml-1m": "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,10 @@ class Told:
 
 
 def read_movielens(path: Path, release: str) -> Told:
-    """Read a release's archive. Raises InputError where it is damaged, or holds other numbers of ratings and users than any published one."""
+    """Read a release's archive; where nothing tells whether its ratings are the published ones, say so.
+
+    Raises InputError where it is damaged, or holds other numbers of ratings and users than any published one, or as many others.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             names = {Path(n).name: n for n in archive.namelist()}
@@ -59,6 +69,9 @@ def read_movielens(path: Path, release: str) -> Told:
     wanted = DIGESTS.get(counted)
     same = wanted is None or content_digest(rows) == wanted
     require(same, f"{path} must hold the ratings of {release}, got the same number of others (an altered copy). Fetch it again.")
+    if wanted is None and file_digest(path) != ARCHIVES[release]:
+        unknown = f"{path} is not the archive that was published: its ratings and users are as many as {release} has, and no more is known of them"
+        print(unknown, file=sys.stderr, flush=True)
     users, items = (_names(rows[:, i]) for i in (0, 1))
     return Told(users, items, rows[:, 2], rows[:, 3], sides, {number: title for number, (title, _) in films.items()}, about, people)
 
