@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components.domains.pool import ItemStatistics, Pool
+from components.domains.pool import Pool
 from components.learners import store
 from components.learners.closed_form import ridge_head, with_one
 from components.learners.learner import Learner
@@ -17,7 +17,7 @@ from components.scores import SCORES
 from components.tasks import TaskBatch
 
 RIDGES = np.logspace(-1, 3, 17)  # strengths among which validation tasks choose
-DOUBTS = (0.0, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0)  # and those by which an item's bias is shrunk
+DOUBTS = (0.1, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0)  # and those by which an item's bias is shrunk
 Model = TypeVar("Model", bound=Linear)
 UNMOVED = 1e12  # so strong a pull that no task moves anything
 
@@ -30,9 +30,10 @@ def references(pool: Pool, tasks: Sequence[TaskBatch], objective: Objective) -> 
     """
     width = pool.input_shape[0]
     found: dict[str, Learner] = {"mean": Linear(head(pool, [width]), UNMOVED, True)}
-    if pool.statistics is not None:
-        found["popularity"] = Linear(head(pool, [pool.statistics.count, width]), UNMOVED, True)
-        found["biases"] = biases(pool, pool.statistics, tasks, objective)
+    if pool.popularity is not None:
+        found["popularity"] = Linear(head(pool, [pool.popularity, width]), UNMOVED, True)
+    if "ratings" in pool.kept and objective.name == "squared_error":  # of touches, a mean is of more rows than the count tells
+        found["biases"] = biases(pool, tasks, objective)
     return found | {"linear-constant": tuned(pool, tasks, objective, True), "linear": tuned(pool, tasks, objective, False)}
 
 
@@ -53,14 +54,14 @@ def head(pool: Pool, columns: Sequence[int]) -> Tensor:
     return found.float()
 
 
-def biases(pool: Pool, statistics: ItemStatistics, tasks: Sequence[TaskBatch], objective: Objective) -> Biases:
+def biases(pool: Pool, tasks: Sequence[TaskBatch], objective: Objective) -> Biases:
     """Return the items' and users' biases, both shrunk as far as the objective's own score on validation tasks says."""
     x, y, weight = _train(pool)
     options = []
     for doubt in DOUBTS:
-        left = y - Biases(statistics, 0.0, doubt, UNMOVED).encode(x)
+        left = y - Biases(0.0, doubt, UNMOVED).encode(x)
         middle = ((weight * left).sum() / weight.sum()).item()
-        options += [Biases(statistics, middle, doubt, float(ridge)) for ridge in RIDGES]
+        options += [Biases(middle, doubt, float(ridge)) for ridge in RIDGES]
     return _best(options, tasks, objective)
 
 

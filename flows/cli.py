@@ -129,9 +129,14 @@ def guarded(body: Callable[[], Any], stopped: str = "stopped") -> None:
             fail(cause)
         if databases.FULL in str(error):
             fail(OSError(f"The disk of {paths.runs()} is full. Make room: the same command goes on from the last finished epoch"))
-        if not isinstance(error, (FloatingPointError, OSError)):
-            traceback.print_exc()
+        _trace(error)
         fail(error)
+
+
+def _trace(error: Exception) -> None:
+    """Print where an error came from, unless it says by itself what is wrong."""
+    if _input_error(error) is None and not isinstance(error, (FloatingPointError, OSError)):
+        traceback.print_exception(error)
 
 
 def _input_error(error: BaseException) -> InputError | None:
@@ -208,6 +213,8 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
             try:
                 done.append(sweeps.Point(point, retrain(overrides=point, sweep=sweep)))
             except Exception as error:
+                _trace(error)
+                print(f"sweep {number}/{len(points)} failed, the others go on: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
                 failed.append(f"{' '.join(point)}: {error}")
                 refused.append(_input_error(error))
                 points.tell(None)

@@ -21,7 +21,7 @@ HELP = """python -m flows.evaluate model=<uri> domain=<name> [against=<uri>] [ke
 Adapts the model to every test task of the domain, beside nearest neighbour in the space of inputs (where tasks are environments, beside
 the model before it has played), and prints means with 95 % intervals.
   model    models:/<name>@<alias>, models:/<name>/<version>, or the folder of a learner
-  against  another model, adapted to the same tasks: the difference is paired
+  against  another model, adapted to the same tasks: the differences on these are paired
   others   any key of the config, such as evaluation.tasks=200, or evaluation.challenge=<folder> for one-shot runs
            in the challenge's format (see python -m flows.retrain --help)
 """
@@ -81,7 +81,8 @@ def _compared(models: dict[str, tuple[Path, Loaded]], config: Config, pool: "Poo
     seen: dict[str, Pool] = {}
     for name, (folder, (_, spec, about)) in models.items():
         own, reason = view(pool, folder, spec, about, config.domain.objective)
-        require(own is not None, f"{reason}. Choose another model, another domain, or the experiment that it was trained by.")
+        which = "" if name == "model" else f" ({name}=)"
+        require(own is not None, f"{reason}{which}. Choose another model, another domain, or the experiment that it was trained by.")
         assert own is not None
         seen |= {} if own is pool else {name: own}
     learners = {name: learner for name, (_, (learner, _, _)) in models.items()}

@@ -127,7 +127,10 @@ def test_what_cells_cannot_be_made_of_is_told(tmp_path: Path, capsys: pytest.Cap
         ratings.build(replace(OPTIONS, file=str(file), new_items=0.3, cells=8))
     capsys.readouterr()
     ratings.build(replace(OPTIONS, file=str(file), **COLD))
-    assert capsys.readouterr().err == "4 of 20 items are new to who trains, and nothing describes them: neither genres nor years are told\n"
+    assert (
+        capsys.readouterr().err
+        == "4 of 20 items are new to who trains, and nothing describes them: neither genres and years nor columns of domain.source.describes\n"
+    )
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from components.domains import ratings
 from components.domains.cells import new_ones
 from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
-from components.domains.shelf import Shelf
+from components.domains.shelf import Known, Shelf
 from components.domains.touches import untouched
 from components.draws import bits, key_of
 from components.inputs import InputError
@@ -63,6 +63,13 @@ def test_beside_a_new_item_stand_new_ones_and_cells_ask_for_touches_with_theirs(
         assert np.asarray(pool.targets)[own].tolist() == [0.5, -0.5] * (len(own) // 2)
         assert np.array_equal(new[own[::2]], new[own[1::2]]), "that an item is new does not tell which one was touched"
     assert not new[pool.items(pool.split("train"))].any()
+    shelf = Shelf.open(pool.path, pool.kept["ratings"])
+    assert np.array_equal(shelf.new, new_ones(shelf.names, 0.3))
+    cls = int(pool.split("test")[0])  # all that they touched, old and new, as a task has it
+    touched = notes[pool.items(np.array([cls]))]
+    user = Known(pool.groups[cls], np.array([shelf.place[name] for name in touched[::2]]), np.ones(len(touched) // 2), np.zeros(0))
+    assert new_ones(touched.tolist(), 0.3).any()
+    assert np.array_equal(shelf.examples(user)[0], pool.inputs[pool.items(np.array([cls]))]), "a model draws as its data did"
     for cell in CELLS:
         for cls in pool.split(cell):
             own = table[table.user == pool.groups[cls]]
@@ -110,7 +117,7 @@ def test_users_who_touched_nearly_all_are_left_out_and_popularity_counts_touches
     trains = [c.name for c in source.classes if split_of(SPLITS, c.group, c.name) == "train"]
     told = table.to_pandas()
     count = told[told.user.isin(trains)].groupby("item").size()
-    assert pool.statistics is not None and pool.statistics.count == 1
+    assert pool.popularity == 1
     assert shelf.vectors[:, 1] == pytest.approx([np.log1p(count.get(name, 0)) / 5 for name in shelf.names], abs=6e-4)
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from components import serving
 from components.learners import past, store
+from components.plain import to_plain
+from flows.config import load
 
 SAVED = sorted((Path(__file__).parent / "past").glob("*/*"))
 
@@ -29,6 +31,18 @@ def test_what_was_saved_once_says_the_same(folder: Path, tmp_path: Path) -> None
     again = store.load(tmp_path / "again")[0]
     assert np.array_equal(serving.predict(again, support, np.repeat(np.arange(3), 2), query), told)
     assert past.specification(spec) == spec, "what is new stays as it is"
+
+
+def test_what_an_option_did_not_change_does_not_keep_a_model_from_being_read(tmp_path: Path) -> None:
+    for name, odd in (("reptile", False), ("lstm", False), ("imaml", True)):
+        config = load(["experiment=smoke", f"learner={name}"])
+        spec = {"name": name, "objective": "cross_entropy", "input_shape": [1, 28, 28], "options": config.learner.options}
+        spec["backbone"] = {key: value for key, value in to_plain(config.backbone).items() if key not in ("start", "frozen")}
+        store.save(store.build(spec), spec, tmp_path / name, {"domain": "glyphs"})
+        kept = json.loads((tmp_path / name / "learner.json").read_text())
+        kept["spec"]["options"]["first_order"], kept["spec"]["backbone"]["activation"] = odd, "tanh"
+        (tmp_path / name / "learner.json").write_text(json.dumps(kept))
+        assert store.load(tmp_path / name)[1] == spec
 
 
 def test_what_is_no_learner_is_still_told(tmp_path: Path) -> None:

@@ -331,6 +331,25 @@ def test_columns_describe_the_items_of_a_file_of_ones_own(tmp_path: Path, capsys
     assert np.array_equal(pools[1].inputs[:, 3:5], np.stack([numbers % 3 == 0, numbers % 3 != 2], 1))
     rest = [0, 1, *range(5, pools[1].inputs.shape[1])]
     assert np.array_equal(pools[1].inputs[:, rest], pools[0].inputs)
+    kinds = {
+        "tags": pa.array([["a ", "b"] if n % 2 else ["b"] for n in number]),
+        "fresh": pa.array(number % 5 == 0),
+        "when": pa.array(number.astype("datetime64[s]")),
+    }
+    kinds |= {"cost": pa.array(number.astype(str)).cast(pa.decimal128(9, 2)), "emb": pa.array([[float(n), 1.0 - n] for n in number])}
+    later = (table.groupby("item").time.transform("max") == table.time) & (number % 3 == 0)  # the newest row of some does not tell
+    kinds |= {"kind": pa.array(table.kind.where(~later)), "item": pa.array(table.item), "user": pa.array(table.user), "time": pa.array(table.time)}
+    pq.write_table(pa.table(kinds | {"rating": pa.array(table.rating)}), tmp_path / "told.parquet")
+    options = replace(options, file=str(tmp_path / "told.parquet"), describes=["tags", "fresh", "cost", "emb", "kind"])
+    write_pool(ratings.build(options), SPLITS, "ratings", "x" * 64, tmp_path / "kinds")
+    found = open_pool(tmp_path / "kinds").inputs
+    every = np.arange(20)
+    fresh, cost = ((v - v.mean()) / v.std() for v in ((every % 5 == 0).astype(float), every.astype(float)))
+    wanted = [numbers % 2, np.ones(len(numbers)), fresh[numbers], cost[numbers], cost[numbers], -cost[numbers], numbers % 3 == 0, numbers % 3 != 2]
+    assert found[:, 2:10] == pytest.approx(np.stack(wanted, 1), abs=1e-3)
+    with pytest.raises(InputError, match=r"must hold numbers or texts in column when, got timestamp"):
+        ratings.build(replace(options, describes=["when"]))
+    options = replace(options, file=str(tmp_path / "told.csv"), describes=[])
     table["note"] = ["|".join(f"{i}-{part}" for part in range(6)) for i in range(len(table))]
     table.to_csv(tmp_path / "told.csv", index=False)
     for wrong, why in (({"describes": ["note"]}, "one of 100 things at most in column note, got"), ({"describes": ["colour"]}, "lacks colour")):
@@ -339,6 +358,7 @@ def test_columns_describe_the_items_of_a_file_of_ones_own(tmp_path: Path, capsys
     for wrong, why in (
         ({"describes": ["rating"]}, "not user, item, rating or time, got rating"),
         ({"describes": ["x"], "file": None}, "columns of your own file"),
+        ({"about": ["x", "x"]}, "each column once"),
     ):
         with pytest.raises(InputError, match=why):
             replace(options, **wrong)

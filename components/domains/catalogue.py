@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.domains.columns import Columns
-from components.domains.pool import KEPT, ItemStatistics
+from components.domains.pool import KEPT
 from components.inputs import require
 from components.plain import to_plain
 
 SHRINK = 5.0  # ratings' worth of doubt in an item's or a user's mean
-STATISTICS = ItemStatistics(mean=0, count=1, doubt=SHRINK)  # in the vectors of a catalogue
+MEAN, COUNT = 0, 1  # columns of an item's vector: its mean, shrunk, and a fifth of log(1 + count)
 FOLDS = 5
 
 

@@ -186,6 +186,8 @@ class RatingsOptions(OwnFiles):
         for name in ("about", "describes"):
             told = f"domain.source.{name} names columns of your own file, got {', '.join(getattr(self, name))} without one. Set domain.source.file."
             require(not getattr(self, name) or self.file is not None, told)
+            told = f"domain.source.{name} must name each column once, got {', '.join(getattr(self, name))}. Leave the others out."
+            require(len(set(getattr(self, name))) == len(getattr(self, name)), told)
             both = [column for column in getattr(self, name) if column in (self.user, self.item, self.rating, self.time)]
             require(not both, f"domain.source.{name} must name columns that are not user, item, rating or time, got {', '.join(both)}. Leave them out.")
         positive(**{"domain.source.min_ratings": self.min_ratings, "domain.source.negatives": self.negatives})

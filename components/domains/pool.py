@@ -11,7 +11,7 @@ data/<domain>/pool.json        domain, kind of input, digest of the options that
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,21 +59,12 @@ class Reading(Protocol):
 
 
 @dataclass(frozen=True)
-class ItemStatistics:
-    """Which columns of the inputs tell what was said of an item: its mean, shrunk by `doubt` values' worth, and a fifth of log(1 + count)."""
-
-    mean: int
-    count: int
-    doubt: float
-
-
-@dataclass(frozen=True)
 class Source:
     """What a domain builds: `inputs` [N, ...] in class order, one note an item, and `targets` [N] where items have values.
 
     Where inputs depend on what training items are like, they are rows that `reading` turns into inputs. `ordered`: a class's items have an
-    order, such as time: the first of them are what a task knows, later ones what it asks for. `statistics`: the columns of the inputs that
-    say what others said of an item, where some do. `environment`: the kind whose episodes the items are.
+    order, such as time: the first of them are what a task knows, later ones what it asks for. `popularity`: the column of the inputs that
+    says how much an item is asked for, where one does. `environment`: the kind whose episodes the items are.
     """
 
     classes: list[PoolClass]
@@ -83,7 +74,7 @@ class Source:
     originals: np.ndarray | None = None
     reading: Reading | None = None
     ordered: bool = False
-    statistics: ItemStatistics | None = None
+    popularity: int | None = None
     environment: str | None = None
 
 
@@ -102,7 +93,7 @@ class Pool:
     targets: np.ndarray | None = None
     kept: dict[str, Any] = field(default_factory=dict)
     ordered: bool = False
-    statistics: ItemStatistics | None = None
+    popularity: int | None = None
     environment: str | None = None
 
     @property
@@ -182,7 +173,7 @@ def write_pool(source: Source, splits: SplitsSection, domain: str, source_digest
     about = {"domain": domain, "source": source_digest, "items": int(counts.sum()), "classes": len(counts)}
     about |= reading.keep(folder) if reading is not None else {}
     about |= {"ordered": True} if source.ordered else {}
-    about |= {"statistics": asdict(source.statistics)} if source.statistics is not None else {}
+    about |= {"popularity": source.popularity} if source.popularity is not None else {}
     about |= {"environment": source.environment} if source.environment is not None else {}
     (folder / "pool.json").write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
 
@@ -220,8 +211,7 @@ def open_pool(path: str | Path) -> Pool:
         targets = np.load(folder / "targets.npy", mmap_mode="r") if (folder / "targets.npy").exists() else None
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise InputError(f"The pool in {folder} must be complete and readable, got: {error}. Delete the folder; the next run restores it.") from error
-    told = {name: about[name] for name in ("ordered", "environment") if name in about}
-    told |= {"statistics": ItemStatistics(**about["statistics"])} if "statistics" in about else {}
+    told = {name: about[name] for name in ("ordered", "popularity", "environment") if name in about}
     kept = {name: about[name] for name in ("columns", "ratings") if name in about}
     return Pool(folder, about["domain"], about["source"], inputs, classes, targets, kept, **told)
 

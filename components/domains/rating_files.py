@@ -146,7 +146,8 @@ def read_own(options: RatingsOptions) -> Told:
     table = read_table(path, [options.user, options.item])
     require(len(table) > 0, f"{path} must hold a row for every rating, got none. Add rows.")
     numeric = [name for name in (options.rating, options.time) if name is not None]
-    needed = [options.user, options.item, *numeric, *options.about, *options.describes]
+    describes = [column for name in options.describes for column in _columns(table, name)]
+    needed = [options.user, options.item, *numeric, *options.about, *describes]
     lacks = [name for name in needed if name not in table.column_names]
     require(not lacks, f"{path} must have the columns {', '.join(needed)}, but lacks {describe(lacks)}. Name them by domain.source.user and so on.")
     for name in numeric:
@@ -158,30 +159,54 @@ def read_own(options: RatingsOptions) -> Told:
     require(whole, f"{path} must hold a number below 3e38 in every row of {' and '.join(numeric)}, got others or gaps. Remove those rows.")
     order = np.argsort(found[-1], kind="stable")
     people = newest(user[order].tolist(), numbers(table, options.about, path)[order]) if options.about else {}
-    sides = _described(table.take(order), options.describes, item[order].tolist(), path)
+    sides = _described(table.take(order), describes, item[order].tolist(), path)
     return Told(user, item, np.ones(len(user)) if options.rating is None else found[0], found[-1], sides, about=options.about, people=people)
+
+
+def _columns(table: pa.Table, name: str) -> list[str]:
+    """Return the columns of a name: itself, or those that a column of lists of numbers was read as."""
+    spread = [column for column in table.column_names if re.fullmatch(re.escape(name) + r"_\d+", column)]
+    return spread if spread and name not in table.column_names else [name]
 
 
 PARTS = 100  # of the texts of one column
 
 
 def _described(table: pa.Table, names: list[str], items: list[str], path: Path) -> dict[str, list[float]]:
-    """Return what columns tell of each item, the newest row of it: numbers of mean 0 and deviation 1, 0 where it is not told; of texts, one number a part."""
+    """Return what columns tell of each item, the newest row of it that does: numbers of mean 0 and deviation 1, 0 where none does; of texts, one a part."""
     distinct, columns = list(dict.fromkeys(items)), []
     for name in names:
-        if is_numeric(table.schema.field(name).type):
-            told = newest(items, numbers(table, [name], path))
+        column = table.column(name)
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_boolean(column.type) or pa.types.is_decimal(column.type):
+            column = column.cast(pa.float64())
+        if is_numeric(column.type):
+            told = newest(items, numbers(pa.table({name: column}), [name], path))
             own = np.array([told[item] for item in distinct])
             own = np.nan_to_num((own - np.nanmean(own)) / (np.nanstd(own) or 1.0)) if np.isfinite(own).any() else np.zeros_like(own)
         else:
-            texts = dict(zip(items, table.column(name).cast(pa.string()).to_pylist(), strict=True))
-            said = [set((texts[item] or "").split("|")) - {""} for item in distinct]
-            parts = sorted(set().union(*said))
+            said = _parts(column, items, f"{path} must hold numbers or texts in column {name}, got {column.type}")
+            parts = sorted(set().union(*said.values()))
             asked = f"{path} must say of items one of {PARTS} things at most in column {name}, got {len(parts)}"
             require(len(parts) <= PARTS, f"{asked}. Leave it out of domain.source.describes, or group them.")
-            own = np.array([[float(part in of) for part in parts] for of in said]).reshape(len(distinct), -1)
+            own = np.array([[float(part in said.get(item, ())) for part in parts] for item in distinct]).reshape(len(distinct), -1)
         if not (own != own[:1]).any():
             print(f"{path}: column {name} says the same of all items, and is left out", file=sys.stderr, flush=True)
             continue
-        columns.append(own)
+        columns.append(own.reshape(len(distinct), -1))
     return dict(zip(distinct, np.concatenate(columns, 1).tolist(), strict=True)) if columns else {}
+
+
+def _parts(column: pa.ChunkedArray, items: list[str], asked: str) -> dict[str, set[str]]:
+    """Return what texts, or lists of texts, say of each item in the newest row that says anything. Raises InputError where they are neither."""
+    kind = column.type
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    texts = pa.types.is_string, pa.types.is_large_string, pa.types.is_null
+    fine = any(is_text(kind.value_type if listed else kind) for is_text in texts)
+    require(fine, f"{asked}. Leave it out of domain.source.describes, or turn it into one of them.")
+    found: dict[str, set[str]] = {}
+    for item, value in zip(items, column.to_pylist(), strict=True):
+        parts = {part.strip() for part in (value if listed else value.split("|")) if part} - {""} if value else set()
+        found |= {item: parts} if parts else {}
+    return found

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from components.domains.archives import locate
-from components.domains.catalogue import STATISTICS, Catalogue
+from components.domains.catalogue import COUNT, Catalogue
 from components.domains.cells import housed, new_ones
 from components.domains.columns import Columns, coded
 from components.domains.options import RatingsOptions
@@ -78,14 +78,15 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     scale: dict[str, Any] = {"user": options.user, "item": options.item, "rating": options.rating, "time": options.time}
     scale |= {"least": least, "middle": middle, "greatest": greatest}
     scale |= {} if options.rating else {"negatives": options.negatives, "seed": options.seed}
+    scale |= {"new_items": options.new_items} if options.new_items and not options.rating else {}
     if options.new_items:
         numbers, classes = housed(rows, users, new, options.cells, options.min_ratings, beside)
         rows = rows[numbers]
-        unknown = "" if width else ", and nothing describes them: neither genres nor years are told"
+        unknown = "" if width else ", and nothing describes them: neither genres and years nor columns of domain.source.describes"
         print(f"{int(new.sum()):,} of {len(items):,} items are new to who trains{unknown}", file=sys.stderr, flush=True)
     titles = [told.titles.get(name, name) for name in items]
     about = Columns(told.about, "", [], [], True) if told.about else None
     people = np.array([told.people.get(name, [np.nan] * len(told.about)) for name in users]) if told.about else None
     reading = Catalogue(options.factors, options.co_factors, len(users), sides, items.tolist(), titles, scale, about, people, options.rating is None)
     names = items[rows[:, 1].astype(np.int64)].tolist()  # each name stands in memory once
-    return Source(classes, rows, names, (rows[:, 2] - middle).astype(np.float32), reading=reading, ordered=True, statistics=STATISTICS)
+    return Source(classes, rows, names, (rows[:, 2] - middle).astype(np.float32), reading=reading, ordered=True, popularity=COUNT)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components.domains.cells import new_ones
 from components.domains.columns import Columns, coded, is_numeric, names_in, newest, numbers, read_table, rows_by
 from components.domains.pool import KEPT
 from components.domains.touches import with_untouched
@@ -53,6 +54,11 @@ class Shelf:
     def place(self) -> dict[str, int]:
         """The number of every item, by its name."""
         return {name: i for i, name in enumerate(self.names)}
+
+    @cached_property
+    def new(self) -> np.ndarray:
+        """Which items [I] nobody who trained was known by, where some were kept apart."""
+        return new_ones(self.names, self.scale.get("new_items", 0.0))
 
     def numbers(self, asked: list[str], where: Path) -> tuple[np.ndarray, list[str]]:
         """Return the numbers of items by name, and the names that the catalogue lacks. Raises InputError where it lacks all of them."""
@@ -129,10 +135,12 @@ class Shelf:
         """Return the inputs [S, D] and centred values [S] that a learner adapts to; after what was touched comes what was not, as in training."""
         items, values, scale = known.items, known.values, self.scale
         if scale["rating"] is None:
-            most, who = len(self.names) // (1 + scale["negatives"]), f" by user {known.user}" if known.user else ""
-            told = f"the model draws {scale['negatives']} untouched items of its {len(self.names)} beside each touched one"
-            require(len(items) <= most, f"touched items{who} must be {most} at most, got {len(items)}: {told}. Give the newest {most}.")
-            items, values = with_untouched(items, len(self.names), scale["negatives"], scale["seed"], known.user)
+            who = f" by user {known.user}" if known.user else ""
+            for kind, alike in ((~self.new, "items"), (self.new, "new items")):
+                most, got = int(kind.sum()) // (1 + scale["negatives"]), int(kind[items].sum())
+                told = f"the model draws {scale['negatives']} untouched ones of its {int(kind.sum())} beside each touched one"
+                require(got <= most, f"touched {alike}{who} must be {most} at most, got {got}: {told}. Give the newest {most}.")
+            items, values = with_untouched(items, self.new, scale["negatives"], scale["seed"], known.user)
         return self.inputs(items, known), (values - scale["middle"]).astype(np.float32)
 
     def told(self, values: np.ndarray) -> np.ndarray:

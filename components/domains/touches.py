@@ -26,30 +26,27 @@ def untouched(touched: np.ndarray, items: int, each: int, seed: int, user: str) 
     return np.array(found, dtype=np.int64).reshape(-1, each)
 
 
-def with_untouched(touched: np.ndarray, items: int, each: int, seed: int, user: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return items and values [N * (1 + each)]: every touched item (1), and right after it the untouched ones drawn for it (0)."""
-    rows = np.concatenate([touched[:, None], untouched(touched, items, each, seed, user)], 1)
+def with_untouched(touched: np.ndarray, new: np.ndarray, each: int, seed: int, user: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return items and values [N * (1 + each)]: every touched item (1), and right after it the untouched ones drawn for it (0).
+
+    Beside a new item stand new ones, beside a known item known ones (`new` [I]): that one is new must not tell which of them was touched.
+    """
+    rows = np.empty((len(touched), 1 + each), dtype=np.int64)
+    for kind in np.unique(new[touched]):
+        there, mine = np.flatnonzero(new == kind), new[touched] == kind
+        own = np.searchsorted(there, touched[mine])
+        rows[mine] = there[np.concatenate([own[:, None], untouched(own, len(there), each, seed, user)], 1)]
     values = np.zeros(rows.shape)
     values[:, 0] = 1
     return rows.reshape(-1), values.reshape(-1)
 
 
 def beside_untouched(rows: np.ndarray, users: np.ndarray, new: np.ndarray, each: int, seed: int) -> np.ndarray:
-    """Return rows (user, item, value) [N * (1 + each), 3] of rows [N, 3] that stand user by user, `users` their names.
-
-    Beside a new item stand new ones, beside a known item known ones (`new` [I]): that one is new must not tell which of them was touched.
-    """
+    """Return rows (user, item, value) [N * (1 + each), 3] of rows [N, 3] that stand user by user, `users` their names."""
     parts = []
-    kinds = [(kind, np.flatnonzero(new == kind)) for kind in (False, True)]
     for own in np.split(rows, np.flatnonzero(np.diff(rows[:, 0])) + 1):
-        touched, user = own[:, 1].astype(np.int64), str(users[int(own[0, 0])])
-        found = np.empty((len(own), 1 + each, 3))
-        found[:, :, 0], found[:, :, 2] = own[0, 0], np.arange(1 + each) == 0
-        for kind, there in kinds:
-            mine = new[touched] == kind
-            drawn, _ = with_untouched(np.searchsorted(there, touched[mine]), len(there), each, seed, user)
-            found[mine, :, 1] = there[drawn].reshape(-1, 1 + each)
-        parts.append(found.reshape(-1, 3))
+        found, values = with_untouched(own[:, 1].astype(np.int64), new, each, seed, str(users[int(own[0, 0])]))
+        parts.append(np.stack([np.full(len(found), own[0, 0]), found, values], 1))
     return np.concatenate(parts)
 
 

@@ -224,7 +224,7 @@ class GradientPolicyOptions(PolicyOptions):
 
     inner_lr: float
     first_order: bool
-    moves: str = "context"  # of policies that were stored before there was a choice
+    moves: str
 
     def __post_init__(self) -> None:
         super().__post_init__()

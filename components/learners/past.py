@@ -10,7 +10,8 @@ from components.learners.options import FAMILIES
 
 KEYS = {"objective": "cross_entropy"}  # of a specification
 BACKBONE = {"norm": "batch", "activation": "relu"}
-OPTIONS = {"scale": 0.0}  # a head that starts at one learned vector
+OPTIONS = {"scale": 0.0, "moves": "context"}  # a head that starts at one learned vector; a policy's rounds move its context
+UNREAD = {"reptile": {"first_order": True}, "lstm": {"first_order": True}, "imaml": {"first_order": False}}  # what other values did not change
 PARTS = {"snail": {"blocks.": "layers."}}
 
 Value = TypeVar("Value")
@@ -24,10 +25,10 @@ def specification(told: dict[str, Any]) -> dict[str, Any]:
     if "member" in spec:
         return spec | {"member": specification(spec["member"])}
     if "backbone" in spec:
-        spec["backbone"] = BACKBONE | spec["backbone"]
+        spec["backbone"] = BACKBONE | spec["backbone"] | ({"activation": "relu"} if spec["backbone"].get("name") == "conv" else {})
     if spec["name"] in FAMILIES:
         known = {field.name for field in dataclasses.fields(FAMILIES[spec["name"]].options)}
-        spec["options"] = {name: value for name, value in OPTIONS.items() if name in known} | spec["options"]
+        spec["options"] = {name: value for name, value in OPTIONS.items() if name in known} | spec["options"] | UNREAD.get(spec["name"], {})
     return spec
 
 

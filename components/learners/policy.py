@@ -161,7 +161,7 @@ class Policy(Learner):
         for i, (after, gain) in enumerate(asked):
             adapted = adapted if i == 0 else self.learn(adapted, gathered[i - 1])
             told.append(self.told(adapted, after))
-            parts.append(self.clipped(told[-1], after, gain))
+            parts.append(self.surrogate(told[-1], after, gain))
             if self.options.belief > 0 and i > 0:
                 parts.append(self.options.belief * self.misread(adapted, hidden))
             returns[f"return_{i}"] = after.returns().mean()
@@ -219,7 +219,7 @@ class Policy(Learner):
             self.kept, self.uses = (hidden, [], [(played, advantage(played, self.options))]), 0
         self.uses += 1
         hidden, _, ((played, gain),) = self.kept
-        loss, value = self.clipped(self.told(self._half(hidden), played), played, gain), played.returns().mean(1)
+        loss, value = self.surrogate(self.told(self._half(hidden), played), played, gain), played.returns().mean(1)
         half = len(hidden) // 2
         return loss, {"loss": loss.detach(), "return": value[half:].mean(), "return_knowing": value[:half].mean()}
 
@@ -233,11 +233,16 @@ class Policy(Learner):
         wanted = self.knowing(hidden)["context"].detach()
         return (adapted["context"] - wanted).square().mean() / wanted.var(0).mean()
 
+    def surrogate(self, told: Tensor, played: Played, gain: Tensor) -> Tensor:
+        """Return the clipped surrogate loss, the mean over the steps of all tasks."""
+        steps = played.running.sum((1, 2))
+        return (self.clipped(told, played, gain) * steps).sum() / steps.sum()
+
     def clipped(self, told: Tensor, played: Played, gain: Tensor) -> Tensor:
-        """Return the clipped surrogate loss."""
+        """Return each task's clipped surrogate loss [T], the mean over its steps."""
         ratio = (self.log_prob(told, played.action) - played.log_prob).exp()
         won = torch.minimum(ratio * gain, ratio.clamp(1 - CLIP, 1 + CLIP) * gain) * played.running
-        return -won.sum() / played.running.sum()
+        return -won.sum((1, 2)) / played.running.sum((1, 2))
 
 
 class ContextPolicy(Policy):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from components.domains.pool import ItemStatistics
+from components.domains.catalogue import COUNT, MEAN, SHRINK
 from components.draws import seed_of
 from components.learners.closed_form import ridge_head, with_one
 from components.learners.learner import Adapted, Learner
@@ -97,16 +97,18 @@ class Trained(Told):
         own = {name: w.detach().clone().requires_grad_() for name, w in begun.items()}
         optimizer = torch.optim.Adam(own.values(), self.lr)
         for step in range(self.steps):
-            played = policy.play(own, self._episodes(hidden, step))
+            played = policy.play({name: w.detach() for name, w in own.items()}, self._episodes(hidden, step))
             gain = advantage(played, policy.options)
             with torch.enable_grad():
                 for _ in range(policy.options.updates):
-                    optimizer.zero_grad()
-                    policy.clipped(policy.told(own, played), played, gain).backward()  # type: ignore[no-untyped-call]
+                    loss = policy.clipped(policy.told(own, played), played, gain).sum()  # a task's own mean each: tasks do not touch each other
+                    for w, slope in zip(own.values(), torch.autograd.grad(loss, list(own.values())), strict=True):
+                        w.grad = slope
                     optimizer.step()
         fresh = self._episodes(hidden, self.steps)
-        better = policy.play(own, fresh).returns().mean(1) > policy.play(begun, fresh).returns().mean(1)
-        return {name: torch.where(better.view(-1, *[1] * (w.ndim - 1)), own[name].detach(), w) for name, w in begun.items()}
+        learned = {name: w.detach() for name, w in own.items()}
+        better = policy.play(learned, fresh).returns().mean(1) > policy.play(begun, fresh).returns().mean(1)
+        return {name: torch.where(better.view(-1, *[1] * (w.ndim - 1)), learned[name], w) for name, w in begun.items()}
 
     def _episodes(self, hidden: Tensor, step: int) -> Tensor:
         """Return rows [T, EPISODES, P + 1] that no table has: tables number episodes from 0."""
@@ -190,14 +192,13 @@ class Linear(Learner):
 class Biases(Linear):
     """A mean of all, an item's bias and a user's, each shrunk by a strength of its own (Koren, Bell, Volinsky 2009, Computer 42(8), eq. 3).
 
-    Items tell their own bias as it was shrunk by `statistics.doubt`; it is shrunk by `doubt` instead. `middle`: the mean of all.
+    A catalogue tells an item's bias as it was shrunk by `SHRINK`; it is shrunk by `doubt` > 0 instead. `middle`: the mean of all.
     """
 
-    def __init__(self, statistics: ItemStatistics, middle: float, doubt: float, ridge: float) -> None:
+    def __init__(self, middle: float, doubt: float, ridge: float) -> None:
         super().__init__(torch.tensor([[1.0], [middle]]), ridge, True)
-        self.statistics, self.doubt = statistics, doubt
+        self.doubt = doubt
 
     def encode(self, x: Tensor) -> Tensor:
-        count = (5 * x[:, self.statistics.count]).expm1()
-        bias = x[:, self.statistics.mean] * (count + self.statistics.doubt) / (count + self.doubt)
-        return bias.unsqueeze(1)
+        count = (5 * x[:, COUNT]).expm1()
+        return (x[:, MEAN] * (count + SHRINK) / (count + self.doubt)).unsqueeze(1)
