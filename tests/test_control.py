@@ -1,5 +1,6 @@
 """Control: the arithmetic of policies against torch.distributions, learning against slopes, fused and distilled policies, and the whole chain."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from components.learners.fused import join
 from components.learners.learner import Learner
 from components.learners.options import GradientPolicyOptions, MemoryPolicyOptions, PolicyOptions
 from components.learners.policy import ContextPolicy, MemoryPolicy, Played, advantage
-from components.learners.policy_gradient import GradientPolicy
+from components.learners.policy_gradient import LONGEST, GradientPolicy
 from components.learners.reference import Trained
 from components.learning import BackboneSection
 from components.mixing import return_weights
@@ -126,7 +127,7 @@ def test_advantages_equal_a_loop_over_steps() -> None:
 
 def test_a_round_moves_the_context_along_the_slope_of_its_returns() -> None:
     learner = policy(memory=False).double()
-    begun = {"context": 0.1 * torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}
+    begun = learner.begin(2) | {"context": 0.1 * torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}
     single = policy(memory=False)
     played = single.play({"context": begun["context"].float()}, rows("navigation", 2, 3))
     played = Played(*(part.double() if part.is_floating_point() else part for part in vars(played).values()))
@@ -144,9 +145,13 @@ def test_a_round_moves_the_context_along_the_slope_of_its_returns() -> None:
             slope = (won(begun["context"] + step) - won(begun["context"] - step)) / 2e-5
             assert moved[:, place].numpy() == pytest.approx(0.3 * slope.numpy(), rel=1e-4, abs=1e-9)
         assert (moved.norm(dim=1) < 0.3).all()
-        learner.gate.weight.mul_(30)  # now slopes are steep
-        steep = learner.learn(begun, played)["context"] - begun["context"]
-    assert steep.norm(dim=1).numpy() == pytest.approx(0.3, rel=1e-6), "the rate is as far as a round may go"
+        learner.gate.weight.mul_(200)  # now slopes are steep
+        played = dataclasses.replace(played, log_prob=learner.log_prob(learner.told(begun, played), played.action))
+        steep = learner.learn(begun, played)
+        further = learner.learn(begun | {"round": steep["round"]}, played)["context"] - begun["context"]
+    far = (steep["context"] - begun["context"]).norm(dim=1).numpy()
+    assert far == pytest.approx(0.3 * LONGEST, rel=1e-6), "the rate is as far as a round may go"
+    assert further.norm(dim=1).numpy() == pytest.approx(far / 2, rel=1e-6), "and half of that the next one"
 
 
 def test_a_round_moves_all_weights_along_the_slope_of_its_returns() -> None:
@@ -170,7 +175,7 @@ def test_a_round_moves_all_weights_along_the_slope_of_its_returns() -> None:
 
 
 def steepness(learner: ContextPolicy, played: Played) -> np.ndarray:
-    """Return by what each task's slope is divided so as to be no longer than 1, a task at a time by autograd."""
+    """Return by what each task's slope is divided so as to be no longer than `LONGEST`, a task at a time by autograd."""
     found = []
     for t in range(len(played.reward)):
         own = Played(*(part[t : t + 1] for part in vars(played).values()))
@@ -178,7 +183,7 @@ def steepness(learner: ContextPolicy, played: Played) -> np.ndarray:
         with torch.enable_grad():
             ratio = (learner.log_prob(learner.told({"context": torch.zeros(1, 16).double()}, own), own.action) - own.log_prob).exp()
             slopes = torch.autograd.grad((ratio * advantage(own, learner.options)).mean(), weights)
-        found.append(max(1.0, torch.cat([slope.flatten() for slope in slopes]).norm().item()))
+        found.append(max(1.0, torch.cat([slope.flatten() for slope in slopes]).norm().item() / LONGEST))
     return np.array(found)
 
 

@@ -4,7 +4,9 @@ Whoever gives an option, a key or a part of a learner another name, or adds one,
 """
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any
+
+from torch import Tensor
 
 from components.learners.options import FAMILIES
 
@@ -13,8 +15,6 @@ BACKBONE = {"norm": "batch", "activation": "relu"}
 OPTIONS = {"scale": 0.0, "moves": "context"}  # a head that starts at one learned vector; a policy's rounds move its context
 UNREAD = {"reptile": {"first_order": True}, "lstm": {"first_order": True}, "imaml": {"first_order": False}}  # what other values did not change
 PARTS = {"snail": {"blocks.": "layers."}}
-
-Value = TypeVar("Value")
 
 
 def specification(told: dict[str, Any]) -> dict[str, Any]:
@@ -32,12 +32,17 @@ def specification(told: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def weights(spec: dict[str, Any], state: dict[str, Value], prefix: str = "") -> dict[str, Value]:
-    """Return weights under the names that they have now."""
+def weights(spec: dict[str, Any], state: dict[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Return weights under the names, and in the shapes, that they have now."""
     inner = [(f"{prefix}members.{i}.", member) for i, member in enumerate(spec.get("members", []))]
     inner += [(f"{prefix}member.", spec["member"])] if "member" in spec else []
     for place, member in inner:
         state = weights(member, state, place)
     for before, now in PARTS.get(spec["name"], {}).items():
         state = {prefix + now + key.removeprefix(prefix + before) if key.startswith(prefix + before) else key: value for key, value in state.items()}
+    rates = prefix + "log_rates"
+    if spec["objective"] == "return" and rates in state and state[rates].ndim == 1:  # all rounds had the same
+        from components.learners.policy_gradient import ROUNDS
+
+        state = state | {rates: state[rates].expand(ROUNDS, -1)}
     return state

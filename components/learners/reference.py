@@ -93,7 +93,7 @@ class Trained(Told):
     def adapt_features(self, support: Examples) -> Adapted:
         policy: ContextPolicy = self.policy  # type: ignore[assignment]
         hidden = support.x[:, 0, :-1]
-        begun = policy.knowing(hidden) | policy.own_weights(len(hidden))
+        begun = {"context": policy.knowing(hidden)["context"]} | policy.own_weights(len(hidden))
         own = {name: w.detach().clone().requires_grad_() for name, w in begun.items()}
         optimizer = torch.optim.Adam(own.values(), self.lr)
         for step in range(self.steps):
