@@ -1,7 +1,7 @@
 """The final examination: which learners are measured, against which references, and which differences are reported."""
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +42,42 @@ def tuning_tasks(pool: Pool, section: EvaluationSection, seed: int) -> list[Task
     return asked
 
 
+def policies(loaded: Mapping[str, Learner], contender: str, section: EvaluationSection) -> dict[str, Learner]:
+    """Return policies and what they are measured against: those that have played nothing, and ones that are told what is hidden."""
+    learners: dict[str, Learner] = {f"{name}-unadapted": WithoutSupport(loaded[name]) for name in ("base", contender)}
+    learners |= {"oracle": Told(loaded["base"])}
+    learners |= {"oracle-trained": Trained(loaded["base"], section.scratch_steps, section.scratch_lr)} if section.scratch_steps else {}
+    return learners | dict(loaded)
+
+
+def references(nearest: str, loaded: Mapping[str, Learner], backbone: BackboneSection, section: EvaluationSection, seed: int, pool: Pool) -> dict[str, Learner]:
+    """Return learners and what they are measured against: no learning, linear models of values, no pre-training, no adaptation, no choice of students."""
+    with store.initial_weights(seed_of(seed, "scratch")):
+        network = build_backbone(backbone, pool.input_shape)
+    learners: dict[str, Learner] = {nearest: Nearest()}
+    learners |= linear.references(pool, tuning_tasks(pool, section, seed), loaded["base"].objective) if pool.targets is not None else {}
+    learners |= {"scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr)}
+    learners |= {"base-unadapted": Unadapted(loaded["base"], network.dim, seed), **loaded}
+    students = [learner for name, learner in loaded.items() if name.startswith("student-")]
+    if len(students) > 1:  # what fusion must be better than: the plain mean of the students
+        equal = [1 / len(students)] * len(students)
+        learners["students-mean"] = join(students, "mixture", equal, False, pool.input_shape).eval()
+    return learners
+
+
+def compared(roles: Sequence[str], contender: str, student_best: str | None) -> dict[str, tuple[str, str]]:
+    """Return the differences that are reported, by their labels; those of roles that nobody measured are left out later."""
+    pairs = [("fused", "students-mean"), ("fused", "teacher"), ("fused-distilled", "teacher")]
+    pairs += [("teacher", other) for other in ("base", "base-unadapted", "scratch")]
+    others = ("oracle", "oracle-trained", "mean", "popularity", "biases", "linear", "linear-constant")
+    pairs += [(contender, other) for other in ("base-unadapted", f"{contender}-unadapted", *others, "champion")]
+    pairs += [(name, "teacher") for name in roles if name.startswith("student-")]
+    for kind, plain in (("recipe-", "recipe-plain"), ("joined-", "joined-average")):
+        pairs += [(name, plain) for name in roles if name.startswith(kind) and name != plain]
+    best = {f"{name}-minus-student-best": (name, student_best) for name in ("fused", "fused-distilled")} if student_best else {}
+    return best | {f"{a}-minus-{b}": (a, b) for a, b in pairs}
+
+
 def examine(
     models: Mapping[str, str],
     student_best: str | None,
@@ -75,53 +111,11 @@ def examine(
             continue  # a champion of other data, or one that these classes have trained: promotion says so
         loaded[name] = learner
         seen |= {name: own} if own is not opened else {}
-    nearest = "pixels" if opened.inputs.ndim > 2 else "nearest"
-    played = opened.environment is not None
-    learners: dict[str, Learner]
-    if played:  # what no episode was played for, and what needs none: policies that know nothing, and one that is told what is hidden
-        learners = {f"{name}-unadapted": WithoutSupport(loaded[name]) for name in ("base", contender)}
-        learners |= {"oracle": Told(loaded["base"])}
-        learners |= {"oracle-trained": Trained(loaded["base"], section.scratch_steps, section.scratch_lr)} if section.scratch_steps else {}
-        learners |= loaded
-    else:
-        with store.initial_weights(seed_of(seed, "scratch")):
-            network = build_backbone(backbone, opened.input_shape)
-        learners = {
-            nearest: Nearest(),
-            **(linear.references(opened, tuning_tasks(opened, section, seed), loaded["base"].objective) if opened.targets is not None else {}),
-            "scratch": Scratch(network, network.dim, section.scratch_steps, section.scratch_lr),
-            "base-unadapted": Unadapted(loaded["base"], network.dim, seed),
-            **loaded,
-        }
-    students = [name for name in models if name.startswith("student-")]
-    if len(students) > 1 and not played:  # what fusion must be better than: the plain mean of the students
-        equal = [1 / len(students)] * len(students)
-        learners["students-mean"] = join([loaded[name] for name in students], "mixture", equal, False, opened.input_shape).eval()
+    played, nearest = opened.environment is not None, "pixels" if opened.inputs.ndim > 2 else "nearest"
+    learners = policies(loaded, contender, section) if played else references(nearest, loaded, backbone, section, seed, opened)
     for learner in learners.values():
         learner.objective = loaded["base"].objective
-    pairs = {
-        **({"fused-minus-student-best": ("fused", student_best)} if student_best else {}),
-        **({"fused-distilled-minus-student-best": ("fused-distilled", student_best)} if student_best else {}),
-        "fused-minus-students-mean": ("fused", "students-mean"),
-        "fused-minus-teacher": ("fused", "teacher"),
-        "fused-distilled-minus-teacher": ("fused-distilled", "teacher"),
-        "teacher-minus-base": ("teacher", "base"),
-        "teacher-minus-base-unadapted": ("teacher", "base-unadapted"),
-        f"{contender}-minus-base-unadapted": (contender, "base-unadapted"),
-        f"{contender}-minus-{contender}-unadapted": (contender, f"{contender}-unadapted"),
-        f"{contender}-minus-oracle": (contender, "oracle"),
-        f"{contender}-minus-oracle-trained": (contender, "oracle-trained"),
-        "teacher-minus-scratch": ("teacher", "scratch"),
-        f"{contender}-minus-mean": (contender, "mean"),
-        f"{contender}-minus-popularity": (contender, "popularity"),
-        f"{contender}-minus-biases": (contender, "biases"),
-        f"{contender}-minus-linear": (contender, "linear"),
-        f"{contender}-minus-linear-constant": (contender, "linear-constant"),
-        f"{contender}-minus-champion": (contender, "champion"),
-        **{f"{name}-minus-teacher": (name, "teacher") for name in students},
-        **{f"{name}-minus-recipe-plain": (name, "recipe-plain") for name in models if name.startswith("recipe-") and name != "recipe-plain"},
-        **{f"{name}-minus-joined-average": (name, "joined-average") for name in models if name.startswith("joined-") and name != "joined-average"},
-    }
+    pairs = compared([*models], contender, student_best)
     limits = dict.fromkeys(("scratch", "oracle-trained"), section.scratch_tasks)
     # In a cell the champion is left out: whether it has seen what is held out of known users, its data do not say.
     asked = {name: learner for name, learner in learners.items() if name != "champion"}
