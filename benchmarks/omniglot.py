@@ -96,7 +96,7 @@ def fewloop(pool: Pool, folder: Path, target: float, minutes: float, seed: int, 
         seed=seed,
         domain=config.domain,
         backbone=CONV,
-        fit=FitSection(1800, 60, 0.006, 0.01),
+        fit=FitSection(1800, 60, 0.006, 0.01, "last"),
         trainer=config.trainer,
         base=replace(config.base, turns=4),
     )

@@ -23,7 +23,7 @@ class FitSection:
     epoch_steps: int
     lr: float
     weight_decay: float
-    keep: Literal["last", "best"] = "last"
+    keep: Literal["last", "best"]
 
     def __post_init__(self) -> None:
         positive(lr=self.lr, epoch_steps=self.epoch_steps)

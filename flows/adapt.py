@@ -87,7 +87,7 @@ def adapt(model: str, out: str, query: str = "", support: str = "", abstain: str
     require(query != "", "query must be what is to be named, got none. Give query=<folder or file>.")
     require(
         spec["objective"] == "cross_entropy" and (len(shape) == 3 or columns is not None),
-        f"adapt names pictures or rows, but model {model} takes inputs {shape} and predicts by {spec['objective']}. Serve it with mlflow models serve.",
+        f"adapt names pictures or rows, but model {model} takes inputs {shape} and predicts by {spec['objective']}. Serve it with python -m flows.endpoint.",
     )
     known = read_support(Path(support), shape, columns) if support else None
     asked, names = read_query(query, shape, columns)

@@ -254,6 +254,8 @@ def _check_fusion(config: Config) -> None:
         require(fits, f"fusion.{where} is taught with what not all members have: {FEATURES}. Set fusion.{where}.steps=0.")
     encoders = encode and config.backbone.name == "conv"
     require(own.views == 1 or encoders, f"fusion.views={own.views} average features of pictures, which not all members make. Set fusion.views=1.")
+    single = mode != "greedy" or config.domain.objective != "ranking"
+    require(single, f"fusion.mode=greedy needs a loss of single answers, got domain {config.domain.name}, which asks for an order. Use fusion.mode=average.")
     require(mode != "conditioned" or classes, f"fusion.mode=conditioned needs classes, got domain {config.domain.name}. Use fusion.mode=weights.")
     require(
         mode != "soup" or (config.student.same_start and own.members == ["students"]),

@@ -9,7 +9,7 @@ from flows import cli
 
 HELP = """python -m flows.endpoint model=<uri> [serving.key=value ...]
 
-Answers until it is stopped. JSON in, JSON out; items as the model's domain stores them (GET /model tells):
+Answers until it is stopped. JSON in, JSON out; items as GET /model tells: pictures as rows of numbers, rows of a table, names of what is rated:
   POST /adapt    support_x, support_y                       -> id
   POST /predict  query_x and id, or query_x and the support -> probabilities, or values
 A policy is asked for actions by /predict and told by /adapt what came of them.

@@ -1,4 +1,4 @@
-"""Score any model on any domain's test tasks: `python -m flows.evaluate model=<uri> domain=<name> [against=<uri>] [key=value ...]`"""
+"""Score any model on any domain's test tasks: `python -m flows.evaluate model=<uri> domain=<name> | experiment=<name> [against=<uri>] [key=value ...]`"""
 
 import sys
 import tempfile
@@ -16,11 +16,12 @@ if TYPE_CHECKING:  # torch stays out of what starts a command
 
 Loaded = tuple["Learner", dict[str, Any], dict[str, Any]]  # a learner, its specification, and what it says of itself
 DIFFERENCE = "model-minus-against"
-HELP = """python -m flows.evaluate model=<uri> domain=<name> [against=<uri>] [key=value ...]
+HELP = """python -m flows.evaluate model=<uri> domain=<name> | experiment=<name> [against=<uri>] [key=value ...]
 
 Adapts the model to every test task of the domain, beside nearest neighbour in the space of inputs (where tasks are environments, beside
 the model before it has played), and prints means with 95 % intervals.
   model    models:/<name>@<alias>, models:/<name>/<version>, or the folder of a learner
+  domain   of pictures; of ratings, tables, policies or sine waves, the experiment that trains such models
   against  another model, adapted to the same tasks: the differences on these are paired
   others   any key of the config, such as evaluation.tasks=200, or evaluation.challenge=<folder> for one-shot runs
            in the challenge's format (see python -m flows.retrain --help)

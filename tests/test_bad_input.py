@@ -60,6 +60,7 @@ BAD = {
     "features of a teacher without an encoder": ["learner=maml", "student.recipe.feature_weight=1"],
     "an endpoint that listens everywhere": ["serving.host="],
     "stars of what was touched or not": ["experiment=clicks", "evaluation.scores=[mae]"],
+    "greedy choice by an order": ["experiment=clicks", "fusion.mode=greedy"],
     "an LSTM through its gradients": ["learner=lstm", "learner.options.first_order=false"],
     "a second order of Reptile": ["learner=reptile", "learner.options.first_order=false"],
     "a first order of what is implicit": ["learner=imaml", "learner.options.first_order=true"],

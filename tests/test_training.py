@@ -26,7 +26,7 @@ from flows.config import load
 
 AUGMENT = AugmentSection(9, 0.15, 0.15, 0.05, 0.03)
 CONFIG = load(["experiment=smoke"])
-SECTION = FitSection(steps=12, epoch_steps=3, lr=0.005, weight_decay=0.01)
+SECTION = FitSection(steps=12, epoch_steps=3, lr=0.005, weight_decay=0.01, keep="last")
 
 
 def job(pool: Pool, tasksets: Path, folder: Path, objective: str, **more) -> FitJob:

@@ -197,7 +197,10 @@ class MannOptions(CnpOptions):
 
 @dataclass
 class PolicyOptions:
-    """A round is `episodes` long. `discount` and `gae` weigh what comes later; what was played serves `updates` outer steps; `std` of actions at first."""
+    """A round is `episodes` long. `discount` and `gae` weigh what comes later; what was played serves `updates` outer steps; `std` of actions at first.
+
+    `explore`: the least deviation, or share of random choices, while gathering. `belief`: how much it counts how far the context is from what is hidden.
+    """
 
     episodes: int
     discount: float
@@ -237,7 +240,7 @@ class GradientPolicyOptions(PolicyOptions):
 
 @dataclass
 class MemoryPolicyOptions(PolicyOptions):
-    """`questions` are asked of all steps; what is read has `width` numbers."""
+    """`questions` are asked of every `every`-th step; what is read has `width` numbers."""
 
     width: int
     questions: int
