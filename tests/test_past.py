@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from components import serving
 from components.learners import past, store
@@ -43,6 +45,19 @@ def test_what_an_option_did_not_change_does_not_keep_a_model_from_being_read(tmp
         kept["spec"]["options"]["first_order"], kept["spec"]["backbone"]["activation"] = odd, "tanh"
         (tmp_path / name / "learner.json").write_text(json.dumps(kept))
         assert store.load(tmp_path / name)[1] == spec
+
+
+def test_a_policy_whose_rounds_had_one_rate_still_has_it_in_each(tmp_path: Path) -> None:
+    config = load(["experiment=navigation", "learner=policy_gradient"])
+    options = {name: value for name, value in config.learner.options.items() if name != "moves"}
+    spec = {"name": "policy_gradient", "objective": "return", "environment": "navigation", "input_shape": [3], "options": options}
+    spec["backbone"] = {key: value for key, value in to_plain(config.backbone).items() if key not in ("start", "frozen")}
+    learner = store.build(past.specification(spec))
+    store.save(learner, spec, tmp_path, {"domain": "control"})
+    weights = load_file(tmp_path / "learner.safetensors")
+    save_file(weights | {"log_rates": torch.linspace(-3, 0, 16)}, tmp_path / "learner.safetensors")
+    again, told, _ = store.load(tmp_path)
+    assert torch.equal(again.log_rates, torch.linspace(-3, 0, 16).expand_as(learner.log_rates)) and told["options"]["moves"] == "context"
 
 
 def test_what_is_no_learner_is_still_told(tmp_path: Path) -> None:
