@@ -58,7 +58,8 @@ def test_classes_are_met_again_in_a_variant_of_the_domain_that_a_model_trained_o
     for of, behind, met in (("omniglot-across", "table", 2), ("table", "omniglot-across", 1), ("table", "ratings", 0)):
         about = {"domain": of, "trained_on": tested[:2], "earlier": {behind: [tested[2], "none of these"]}}
         store.save(store.build(spec), spec, tmp_path / of / behind, about)
-        assert len(evaluate._compared(tmp_path / of / behind, store.load(tmp_path / of / behind), config, pool)[1]) == met
+        model = {"model": (tmp_path / of / behind, store.load(tmp_path / of / behind))}
+        assert len(evaluate._compared(model, config, pool)[1]["model"]) == met
         store.save(store.build(spec), spec, tmp_path / of / behind, about | {"trained_on": [tested[0], gated[0]]})
         assert promotion._met(str(tmp_path / of / behind), pinned) == met
 
