@@ -28,19 +28,19 @@ def references(pool: Pool, tasks: Sequence[TaskBatch], objective: Objective) -> 
     `mean` is one constant for all tasks, `popularity` a line through how much items are asked for; no task moves these two. `biases` are an
     item's and a user's.
     """
-    width = pool.input_shape[0]
+    width, whole = pool.input_shape[0], _whole(pool)
     found: dict[str, Learner] = {"mean": Linear(head(pool, [width]), UNMOVED, True)}
     if pool.popularity is not None:
         found["popularity"] = Linear(head(pool, [pool.popularity, width]), UNMOVED, True)
     if "ratings" in pool.kept and objective.name == "squared_error":  # of touches, a mean is of more rows than the count tells
         found["biases"] = biases(pool, tasks, objective)
-    return found | {"linear-constant": tuned(pool, tasks, objective, True), "linear": tuned(pool, tasks, objective, False)}
+    return found | {"linear-constant": tuned(whole, tasks, objective, True), "linear": tuned(whole, tasks, objective, False)}
 
 
 def member(pool: Pool, tasks: Sequence[TaskBatch]) -> tuple[Learner, store.Spec]:
     """Return the full linear model and its specification."""
     spec = {"name": "linear", "options": {}, "input_shape": list(pool.input_shape), "objective": "squared_error"}
-    return tuned(pool, tasks, OBJECTIVES["squared_error"], False), spec
+    return tuned(_whole(pool), tasks, OBJECTIVES["squared_error"], False), spec
 
 
 def head(pool: Pool, columns: Sequence[int]) -> Tensor:
@@ -65,10 +65,16 @@ def biases(pool: Pool, tasks: Sequence[TaskBatch], objective: Objective) -> Bias
     return _best(options, tasks, objective)
 
 
-def tuned(pool: Pool, tasks: Sequence[TaskBatch], objective: Objective, constant_alone: bool) -> Linear:
-    """Return the linear model that tasks move, or whose constant they move, as far as the objective's own score on validation tasks says."""
-    whole = head(pool, range(pool.input_shape[0] + 1))
+def tuned(whole: Tensor, tasks: Sequence[TaskBatch], objective: Objective, constant_alone: bool) -> Linear:
+    """Return the linear model of head `whole` [D + 1, 1] that tasks move, or whose constant they move.
+
+    How far, the objective's own score on validation tasks says.
+    """
     return _best([Linear(whole, float(ridge), constant_alone) for ridge in RIDGES], tasks, objective)
+
+
+def _whole(pool: Pool) -> Tensor:
+    return head(pool, range(pool.input_shape[0] + 1))
 
 
 def _train(pool: Pool) -> tuple[Tensor, Tensor, Tensor]:

@@ -190,7 +190,7 @@ def _described(table: pa.Table, names: list[str], items: list[str], path: Path) 
             parts = sorted(set().union(*said.values()))
             asked = f"{path} must say of items one of {PARTS} things at most in column {name}, got {len(parts)}"
             require(len(parts) <= PARTS, f"{asked}. Leave it out of domain.source.describes, or group them.")
-            own = np.array([[float(part in said.get(item, ())) for part in parts] for item in distinct]).reshape(len(distinct), -1)
+            own = np.array([[float(part in said.get(item, ())) for part in parts] for item in distinct])
         if not (own != own[:1]).any():
             print(f"{path}: column {name} says the same of all items, and is left out", file=sys.stderr, flush=True)
             continue

@@ -101,9 +101,9 @@ class Trained(Told):
             gain = advantage(played, policy.options)
             with torch.enable_grad():
                 for _ in range(policy.options.updates):
+                    optimizer.zero_grad()
                     loss = policy.clipped(policy.told(own, played), played, gain).sum()  # a task's own mean each: tasks do not touch each other
-                    for w, slope in zip(own.values(), torch.autograd.grad(loss, list(own.values())), strict=True):
-                        w.grad = slope
+                    loss.backward(inputs=list(own.values()))  # type: ignore[no-untyped-call]
                     optimizer.step()
         fresh = self._episodes(hidden, self.steps)
         learned = {name: w.detach() for name, w in own.items()}
