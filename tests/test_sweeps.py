@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from workspace import SMOKE, Workspace
 
 from components.contracts import CELLS
 from flows.sweeps import Point, by_score, cells, contenders, distinct, further, table, varied
@@ -164,3 +165,11 @@ def test_runs_of_other_settings_share_those_that_all_have(tmp_path: Path) -> Non
 def test_accuracies_stand_in_no_table_with_errors(tmp_path: Path) -> None:
     points, others = sweep(tmp_path / "a")[0], sweep(tmp_path / "b", "mse")[0]
     assert by_score([*points, *others]) == {"accuracy": points, "mse": others}
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_told_when_it_fails(finished: Workspace) -> None:
+    asked = ["student.count=0", "learner.fit.lr=1e30,0.001", "registry.model=swept", "--multirun"]
+    told = finished.retrain(SMOKE, *asked, expect=1).stderr
+    assert 0 < told.index("sweep 1/2 failed, the others go on: ") < told.index("sweep 2/2: "), "not at the end alone"
+    assert "1 of 2 runs failed" in told
