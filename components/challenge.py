@@ -94,15 +94,20 @@ def joint(outputs: Tensor) -> Tensor:
     return torch.stack([torch.as_tensor(linear_sum_assignment(run.numpy())[1]) for run in cost])
 
 
+DECISIONS = {"error": independent, "error_joint": joint}
+
+
 @torch.no_grad()
-def examine(learners: Mapping[str, Learner], runs: Runs) -> dict[str, float]:
+def examine(learners: Mapping[str, Learner], runs: Runs, pairs: Mapping[str, tuple[str, str]]) -> dict[str, float]:
     """Return `challenge/<role>/error` and `error_joint`, means over runs in percent, each with its 95 % interval over alphabets, or over runs.
 
+    `pairs` names differences of two learners on the same runs; those of a learner that is not here are left out.
     Every learner sees one run's known pictures and one test picture at a time: none of them changes another's answer.
     """
     metrics: dict[str, float] = {"challenge/runs": float(len(runs.truth)), "challenge/lookalike": float(runs.lookalike)}
     way = runs.known.shape[1]
     labels = torch.arange(way)
+    errors: dict[tuple[str, str], np.ndarray] = {}
     for role, learner in learners.items():
         learner.eval()
         parts = []
@@ -111,12 +116,14 @@ def examine(learners: Mapping[str, Learner], runs: Runs) -> dict[str, float]:
             each = asked[None].split(asked.shape[0] if learner.encodes else 1, 1)  # without one encoder, pictures may share statistics
             parts.append(torch.cat([learner.predict(adapted, some) for some in each], 1))
         outputs = torch.cat(parts)
-        for name, decide in (("error", independent), ("error_joint", joint)):
-            if name == "error_joint" and runs.asked.shape[1] > way:
-                continue
-            errors = 100 * (decide(outputs) != runs.truth).double().mean(1).numpy()
-            mean, half = interval(errors, runs.group)
-            metrics |= {f"challenge/{role}/{name}": mean, f"challenge/{role}/{name}_ci95": half}
+        for name, decide in DECISIONS.items():
+            if name == "error" or runs.asked.shape[1] <= way:
+                errors[role, name] = 100 * (decide(outputs) != runs.truth).double().mean(1).numpy()
+    for label, (a, b) in pairs.items():
+        errors |= {(label, name): errors[a, name] - errors[b, name] for name in DECISIONS if (a, name) in errors and (b, name) in errors}
+    for (role, name), own in errors.items():
+        mean, half = interval(own, runs.group)
+        metrics |= {f"challenge/{role}/{name}": mean, f"challenge/{role}/{name}_ci95": half}
     return metrics
 
 

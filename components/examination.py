@@ -132,7 +132,7 @@ def examine(
     metrics |= evaluate(contenders, {}, pairs, section.settings, "gate", opened, tasksets, out, told=told, seen=seen)
     if section.challenge is not None:
         runs = challenge.open_runs(section.challenge, opened, section.challenge_runs, out)
-        metrics |= challenge.examine({name: learners[name] for name in (nearest, *loaded)}, runs)
+        metrics |= challenge.examine({name: learners[name] for name in (nearest, *loaded, "students-mean") if name in learners}, runs, pairs)
         if not runs.lookalike:
             names = opened.classes["name"].to_pylist()
             metrics["challenge/met"] = float(challenge.met(section.challenge, opened, {names[c] for split in ("train", "val") for c in opened.split(split)}))

@@ -28,7 +28,7 @@ def write(line: Pipeline, pool: Pinned, ours: StageRef, models: dict[str, StageR
     """Leave the result with the pipeline's run, and a model card with the version (Mitchell et al. 2019, arXiv:1810.03993, sec. 4)."""
     settings = line.config.evaluation.settings
     header, body = report.rows(evaluation, settings)
-    gaps = markdown(["difference", *settings], report.differences(evaluation, settings))
+    gaps = markdown(*report.differences(evaluation, settings))
     about = f"{line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, {report.INTERVALS}."
     fate, _, why = decision.told.partition(": ")
     note = [f"**{fate}:** {why}\n", f"Data: {pool.domain} `{pool.md5}` ({pool.how}).\n", f"{about}\n", markdown(header, body), gaps]

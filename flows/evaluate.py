@@ -108,21 +108,21 @@ def _scores(compared: dict[str, "Learner"], config: Config, pool: "Pool", seen: 
     from components.tasksets import write_tasksets
     from flows import paths, tracking
 
-    e = config.evaluation
+    e, pairs = config.evaluation, {DIFFERENCE: ("model", "against")}
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".evaluate-") as work:
         write_tasksets(_tables(config), pool, config.seed, Path(work))
-        metrics = score(compared, {}, {DIFFERENCE: ("model", "against")}, e.settings, "test", pool, work, Path(work), e.scores, seen=seen)
+        metrics = score(compared, {}, pairs, e.settings, "test", pool, work, Path(work), e.scores, seen=seen)
         metrics |= {f"{role}/transductive": 1.0 for role, learner in compared.items() if transductive(learner)}
         tracking.log_file(run_id, Path(work) / "scores-test.parquet")
         if e.challenge is not None:
             runs = challenge.open_runs(e.challenge, pool, e.challenge_runs, Path(work))
-            metrics |= challenge.examine(compared, runs) | {"challenge/met": float(0 if runs.lookalike else challenge.met(e.challenge, pool, trained))}
+            metrics |= challenge.examine(compared, runs, pairs) | {"challenge/met": float(0 if runs.lookalike else challenge.met(e.challenge, pool, trained))}
     return metrics
 
 
 def _tell(metrics: dict[str, float], roles: list[str], config: Config) -> None:
     """Print every score with its interval."""
-    from flows.report import challenged, scored, warned
+    from flows.report import challenged, failed, scored, warned
 
     e = config.evaluation
     for setting in e.settings:
@@ -133,7 +133,8 @@ def _tell(metrics: dict[str, float], roles: list[str], config: Config) -> None:
             print(f"{config.domain.name} {setting}{f' {name}' if name else ''}: {'   '.join(cells)}   ({e.tasks} tasks, 95 % interval)")
     for error, how in (("error", "independent decisions"), ("error_joint", "joint assignment, which knows that every class is asked for once")):
         if f"challenge/model/{error}" in metrics:
-            cells = [f"{role} {metrics[f'challenge/{role}/{error}']:.2f} ± {metrics[f'challenge/{role}/{error}_ci95']:.2f}" for role in roles]
+            cells = [f"{role} {failed(metrics, role, error)}" for role in roles]
+            cells += [f"model - against {failed(metrics, DIFFERENCE, error, '+')}"] if "against" in roles else []
             print(f"{challenged(metrics, 'error')}, percent, {how}: {'   '.join(cells)}   (95 % interval)")
     for told in warned(metrics):
         print(told)

@@ -43,6 +43,12 @@ def roles(metrics: dict[str, float]) -> list[str]:
     return [name.removesuffix("/parameters") for name in metrics if name.endswith("/parameters")]
 
 
+def titled(metrics: dict[str, float], role: str) -> str:
+    """Return a learner's name, and with it of how many tasks its scores are where the others have more."""
+    counts = {name.split("/")[2]: int(value) for name, value in metrics.items() if name.startswith("test/") and name.endswith("/tasks")}
+    return role if counts[role] == max(counts.values()) else f"{role} ({counts[role]} tasks)"
+
+
 def compared(metrics: dict[str, float]) -> list[str]:
     """Return the labels of the paired differences that an evaluation reports."""
     return sorted({name.split("/")[2] for name in metrics if name.startswith("test/") and "-minus-" in name and name.count("/") == 3})
@@ -58,6 +64,12 @@ def further(evaluation: StageRef, places: list[str], name: str) -> list[list[str
 def challenged(metrics: dict[str, float], what: str) -> str:
     """Return the name of a one-shot examination's result: of the runs of a folder, or of their look-alike."""
     return f"look-alike {what}" if metrics.get("challenge/lookalike") else f"challenge {what} ({int(metrics['challenge/runs'])} runs)"
+
+
+def failed(metrics: dict[str, float], role: str, end: str, sign: str = "") -> str:
+    """Return a learner's, or a difference's, error of a one-shot examination with its interval; nothing where it was not examined."""
+    place = f"challenge/{role}/{end}"
+    return f"{metrics[place]:{sign}.2f} ± {metrics[f'{place}_ci95']:.2f}" if place in metrics else ""
 
 
 def warned(metrics: dict[str, float]) -> list[str]:
@@ -83,30 +95,36 @@ def rows(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[lis
     """Return header and rows of the result table: one learner a row, scores in percent with their 95 % intervals."""
     m = evaluation.metrics
     score = score_name(m, f"test/{settings[0]}/base")
-    asked = [("error", challenged(m, "error")), ("error_joint", "joint")] if "challenge/runs" in m else []
+    asked = _asked(m)
     calibrated = ["ECE"] if any(f"test/{settings[0]}/{role}/ece" in m for role in roles(m)) else []  # values and returns are not sure of anything
     header = ["learner", *(f"{s} {score}" for s in settings), *(shown for _, shown in asked), *calibrated, "parameters", "MFLOP", "adapt ms", "predict ms"]
     table = []
-    most = max(int(m[f"test/{settings[0]}/{role}/tasks"]) for role in roles(m))
     for role in roles(m):
         cells = [scored(m, f"test/{s}/{role}") for s in settings]
-        tasks = int(m[f"test/{settings[0]}/{role}/tasks"])
-        name = role if tasks == most else f"{role} ({tasks} tasks)"
         size = f"{int(m[f'{role}/parameters']):,}"
         ece = m.get(f"test/{settings[0]}/{role}/ece")
         sure = ["" if ece is None else f"{ece:.3f}"] if calibrated else []
         times = (f"{1000 * m[f'{role}/{t}/seconds']:.1f}" for t in ("adapt", "predict"))
-        cells += [f"{m[where]:.2f} ± {m[f'{where}_ci95']:.2f}" if (where := f"challenge/{role}/{e}") in m else "" for e, _ in asked]
-        table.append([name, *cells, *sure, size, f"{m[f'{role}/flops'] / 1e6:.1f}", *times])
+        cells += [failed(m, role, end) for end, _ in asked]
+        table.append([titled(m, role), *cells, *sure, size, f"{m[f'{role}/flops'] / 1e6:.1f}", *times])
     if score == "accuracy":
         table.append(["chance", *(f"{100 * m[f'test/{s}/chance/accuracy']:.2f}" for s in settings), *([""] * (len(header) - 1 - len(settings)))])
     return header, table
 
 
-def differences(evaluation: StageRef, settings: list[str]) -> list[list[str]]:
-    """Return the paired differences, one a row, in points with their intervals."""
-    m = evaluation.metrics
-    return [[label.replace("-minus-", " - "), *(scored(m, f"test/{s}/{label}", "+") for s in settings)] for label in compared(m)]
+def _asked(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """Return both errors of a one-shot examination, with what they are called; none where there was none."""
+    return [("error", challenged(metrics, "error")), ("error_joint", "joint")] if "challenge/runs" in metrics else []
+
+
+def differences(evaluation: StageRef, settings: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the paired differences, one a row, in points with their intervals."""
+    m, asked = evaluation.metrics, _asked(evaluation.metrics)
+    table = []
+    for label in compared(m):
+        errors = (failed(m, label, end, "+") for end, _ in asked)
+        table.append([label.replace("-minus-", " - "), *(scored(m, f"test/{s}/{label}", "+") for s in settings), *errors])
+    return ["difference", *settings, *(shown for _, shown in asked)], table
 
 
 def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: StageRef, decision: Decision) -> dict[str, Any]:
@@ -117,7 +135,7 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     console = Console() if sys.stdout.isatty() else Console(width=200)  # a log has no width of its own
     title = f"{line.config.registry.model}: {line.config.evaluation.tasks} test tasks a setting, seed {line.config.seed}, {INTERVALS}"
     title += f"; what stands right of them is of {settings[0]}" if len(settings) > 1 else ""
-    console.print(framed(title, header, body), framed("paired differences", ["difference", *settings], gaps))
+    console.print(framed(title, header, body), framed("paired differences", *gaps))
     for name in line.config.evaluation.scores:
         console.print(framed(name, ["", *settings], further(evaluation, [f"test/{s}" for s in settings], name)))
     cold = cells(evaluation, settings, list(line.config.evaluation.scores))

@@ -58,10 +58,11 @@ def rows(points: Sequence[Point]) -> list[Row]:
     groups = varied(points)
     if len(groups) > 1 or len(points) == 1:
         return [Row(label, members[0].result["judged"], members) for label, members in groups.items()]
-    from flows.report import compared, roles
+    from flows.report import compared, roles, titled
 
     metrics = points[0].result["metrics"]
-    found = [Row(role.replace("-minus-", " - "), role, list(points)) for role in (*roles(metrics), *compared(metrics))]
+    found = [Row(titled(metrics, role), role, list(points)) for role in roles(metrics)]
+    found += [Row(label.replace("-minus-", " - "), label, list(points)) for label in compared(metrics)]
     if len({p.result["champion_met"] for p in points}) > 1:  # a row would join several learners
         found = [row for row in found if "champion" not in row.role.split("-minus-")]
     return [row for row in found if all(any(f"/{row.role}/" in m for m in p.result["metrics"]) for p in points)]
@@ -185,7 +186,7 @@ def _challenge(row: Row, end: str) -> str:
     if name not in row.members[0].result["metrics"]:
         return ""
     errors, halves = ([p.result["metrics"][f"{name}{more}"] for p in row.members] for more in ("", "_ci95"))
-    return _cell(Score(1, 2, -1), statistics.mean(errors), statistics.mean(halves), errors)
+    return _cell(Score(1, 2, -1), statistics.mean(errors), statistics.mean(halves), errors, sign=row.sign)
 
 
 def _costs(row: Row) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from workspace import SMOKE, Workspace
 
 from components.inputs import InputError
+from components.learners import store
 from flows import cli, paths
 
 PER_STEP = ["learner=mamlpp", "learner.options.norm=per_step"]
@@ -272,6 +273,12 @@ def test_what_is_refused_leaves_data_and_pin_as_they_were(new_workspace, finishe
     )
     ended = finished.run("flows.evaluate", "model=models:/glyphs@champion", SMOKE, "domain.source.size=21", expect=2)
     assert "The model takes inputs [1, 28, 28], but domain glyphs has [1, 21, 21]" in ended.stderr and kept(finished) == before
+    smaller = finished.root / "smaller"  # a learner of 14x14 pixels
+    _, spec, about = store.load(finished.outputs("teacher")[0]["ref"]["path"])
+    spec |= {"input_shape": [1, 14, 14], "backbone": spec["backbone"] | {"widths": [8], "pool": [True]}}
+    store.save(store.build(spec), spec, smaller, about)
+    ended = finished.run("flows.evaluate", "model=models:/glyphs@champion", f"against={smaller}", SMOKE, expect=2)
+    assert "The model takes inputs [1, 14, 14], but domain glyphs has [1, 28, 28] (against=). Choose another" in ended.stderr
     workspace = new_workspace()
     before = kept(workspace)
     ended = workspace.retrain(SMOKE, "domain.source.render_seed=3", "tasks.shot=30", expect=2)

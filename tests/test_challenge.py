@@ -3,10 +3,12 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from PIL import Image
 from sources import omniglot_archive as archive
@@ -20,6 +22,7 @@ from components.domains.options import OmniglotOptions
 from components.domains.pool import Pool, open_pool, write_pool
 from components.inputs import InputError
 from components.learners import store
+from components.learners.learner import Adapted
 from components.learners.reference import Nearest
 from components.tasks import Examples
 from flows.paths import CODE
@@ -49,10 +52,28 @@ def test_runs_are_read_as_they_were_drawn_and_scored_by_their_labels(tmp_path: P
     assert runs.truth[0].tolist() == list(reversed(range(20)))
     light = 1 - torch.tensor(drawings[0]).float().view(35, 3, 35, 3).mean((1, 3)) / 255
     assert torch.allclose(runs.known[0, 0, 0], light, atol=1 / 255)
-    metrics = challenge.examine({"pixels": Nearest()}, runs)
+    metrics = challenge.examine({"pixels": Nearest()}, runs, {})
     assert metrics["challenge/runs"] == 2
     for error in ("error", "error_joint"):
         assert metrics[f"challenge/pixels/{error}"] == pytest.approx((0 + 15) / 2)  # 3 of 20 in the second run
+
+
+class Farthest(Nearest):
+    def predict_features(self, adapted: Adapted, x: torch.Tensor) -> torch.Tensor:
+        return -super().predict_features(adapted, x)
+
+
+def test_two_learners_errors_are_paired_run_by_run(tmp_path: Path) -> None:
+    for i, wrong in enumerate((0, 3, 7)):
+        write_run(tmp_path / f"run{i + 1:02d}", [(k, k if k >= wrong else (k + 1) % wrong) for k in range(20)], seed=i)
+    runs, learners = challenge.read_runs(tmp_path, 35), {"far": Farthest(), "near": Nearest()}
+    metrics = challenge.examine(learners, runs, {"far-minus-near": ("far", "near"), "far-minus-nobody": ("far", "nobody")})
+    alone = [challenge.examine(learners, replace(runs, **{n: getattr(runs, n)[[i]] for n in ("known", "asked", "truth", "group")}), {}) for i in range(3)]
+    gaps = np.array([one["challenge/far/error"] - one["challenge/near/error"] for one in alone])
+    assert gaps.std() > 5 and metrics["challenge/far-minus-near/error"] == pytest.approx(gaps.mean())
+    half = scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(gaps)
+    assert metrics["challenge/far-minus-near/error_ci95"] == pytest.approx(half)
+    assert not any("nobody" in name for name in metrics)
 
 
 def test_a_joint_decision_is_the_best_of_all_assignments_and_an_independent_one_is_not() -> None:
@@ -122,7 +143,7 @@ def test_a_test_picture_changes_no_others_answer_whatever_normalises_them(tmp_pa
         alone = torch.cat([learner.predict(adapted, runs.asked[:, i : i + 1]) for i in range(20)], 1)
         assert not torch.allclose(alone, learner.predict(adapted, runs.asked), atol=1e-4), "together they share statistics"
     error = 100 * (challenge.independent(alone) != runs.truth).double().mean().item()
-    assert challenge.examine({"maml": learner}, runs)["challenge/maml/error"] == pytest.approx(error)
+    assert challenge.examine({"maml": learner}, runs, {})["challenge/maml/error"] == pytest.approx(error)
 
 
 def test_drawings_that_a_model_was_trained_on_are_counted(tmp_path: Path, pool: Pool) -> None:

@@ -18,7 +18,7 @@ def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "a
     rows = [("5w1s", "teacher", i, i % 4, float(s)) for i, s in enumerate(scores)] + [("5w1s", "base", 0, 0, 0.1)]
     columns = dict(zip(("setting", "role", "task", "group", "score"), map(list, zip(*rows, strict=True)), strict=True))
     pq.write_table(pa.table(columns), folder / "scores-test.parquet")
-    metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "teacher/parameters": 1234.0}
+    metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "test/5w1s/teacher/tasks": 40.0, "teacher/parameters": 1234.0}
     metrics |= {f"teacher/{t}/seconds": 0.002 for t in ("adapt", "predict")}
     told = {"judged": "teacher", "seconds": 10.0, "validation": float(1 - scores.mean()), "model": "glyphs", "validated_on": "v", "champion_met": "c"}
     return Point(overrides, told | {"evaluation": str(folder), "metrics": metrics})
@@ -76,7 +76,12 @@ def test_runs_that_met_several_champions_join_them_in_no_row(tmp_path: Path) -> 
         more = [own[own["role"] == "teacher"].assign(role=role) for role in ("champion", "teacher-minus-champion")]
         pq.write_table(pa.Table.from_pandas(pd.concat([own, *more]), preserve_index=False), path)
         p.result["metrics"] |= {f"test/5w1s/{role}/accuracy": 0.5 for role in ("champion", "teacher-minus-champion")}
-        p.result["metrics"] |= {"champion/parameters": 9.0, "champion/adapt/seconds": 0.001, "champion/predict/seconds": 0.001}
+        p.result["metrics"] |= {
+            "test/5w1s/champion/tasks": 40.0,
+            "champion/parameters": 9.0,
+            "champion/adapt/seconds": 0.001,
+            "champion/predict/seconds": 0.001,
+        }
     assert {"champion", "teacher - champion"} <= {row[0] for row in table(points)[1]}
     points[1].result["champion_met"] = "the first one"
     assert "teacher" in {row[0] for row in table(points)[1]} and not {"champion", "teacher - champion"} & {row[0] for row in table(points)[1]}
@@ -115,15 +120,18 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
         pq.write_table(pa.table(columns), folder / "scores-test.parquet")
         metrics = {f"test/5w1s/{role}/accuracy": float(values.mean()) for role, values in scores.items()}
         metrics |= {f"{role}/{name}": 0.002 for role in own for name in ("parameters", "adapt/seconds", "predict/seconds")}
-        metrics |= {"challenge/runs": 20.0} | {f"challenge/teacher/{end}": 10.0 + seed for end in ("error", "error_ci95", "error_joint", "error_joint_ci95")}
+        metrics |= {"test/5w1s/base/tasks": 30.0, "test/5w1s/teacher/tasks": 40.0, "challenge/runs": 20.0}
+        ends = ("error", "error_ci95", "error_joint", "error_joint_ci95")
+        metrics |= {f"challenge/{role}/{end}": 10.0 + seed for role in ("teacher", "teacher-minus-base") for end in ends}
         points.append(Point([f"seed={seed}"], {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "champion_met": None, "metrics": metrics}))
     header, rows_ = table(points)
     told = {row[0]: row[1:] for row in rows_}
-    assert list(told) == ["base", "teacher", "teacher - base"]
+    assert list(told) == ["base (30 tasks)", "teacher", "teacher - base"]
     gaps = 100 * (own["teacher"] - own["base"])
     assert told["teacher - base"][0].startswith(f"{gaps.mean():+.2f} ± ")
     assert told["teacher - base"][0].endswith(f"({gaps.mean(1).min():+.2f} to {gaps.mean(1).max():+.2f})")
-    assert told["teacher"][header.index("challenge error (20 runs)") - 1] == "11.00 ± 11.00 (10.00 to 12.00)"
+    error = header.index("challenge error (20 runs)") - 1
+    assert told["teacher"][error] == "11.00 ± 11.00 (10.00 to 12.00)" and told["teacher - base"][error] == "+11.00 ± 11.00 (+10.00 to +12.00)"
 
 
 def test_the_cells_of_a_cold_start_pool_the_seeds_too(tmp_path: Path) -> None:
@@ -158,7 +166,8 @@ def test_runs_of_other_settings_share_those_that_all_have(tmp_path: Path) -> Non
     assert header[1:3] == ["validation accuracy", "5w1s accuracy"] and not header[3].endswith("accuracy")
     assert rows[0][2].startswith(f"{100 * scores['maml'].mean():.2f} ± ")
     p = points[0].result["metrics"]
-    p["test/20w1s/teacher/accuracy"] = p.pop("test/5w1s/teacher/accuracy")
+    for name in ("accuracy", "tasks"):
+        p[f"test/20w1s/teacher/{name}"] = p.pop(f"test/5w1s/teacher/{name}")
     assert [name for name in table(points)[0] if name.endswith(" accuracy")] == ["validation accuracy"], "with none in common, validation tasks alone"
 
 
