@@ -270,14 +270,15 @@ def test_who_is_told_where_the_goal_is_goes_there_and_a_stored_policy_plays_alik
 def test_who_is_told_which_way_a_push_goes_balances_the_pole(new_workspace: Callable[[], Workspace]) -> None:
     """What is expected of a step decides whether this is learned: with angles shrunk away it came to 144 of 200, without a ridge to 197."""
     workspace, few = new_workspace(), ["evaluation.settings=[1w5s]", "evaluation.tasks=40", "evaluation.gate_tasks=20", "tasks.val=20"]
-    workspace.retrain("experiment=cartpole", "student.count=0", "learner.fit.steps=80", "learner.fit.epoch_steps=80", *few)
+    alone = ["student.count=0", "evaluation.scratch_steps=0"]
+    workspace.retrain("experiment=cartpole", *alone, "learner.fit.steps=80", "learner.fit.epoch_steps=80", *few)
     metrics = workspace.metrics()
     assert metrics["test/1w5s/oracle/return"] > 180 and metrics["test/1w5s/base-unadapted/return"] < 150
 
 
 @pytest.mark.slow
 def test_gradients_alone_find_the_goal(new_workspace: Callable[[], Workspace]) -> None:
-    workspace, few = new_workspace(), ["base.batch=240", "base.fit.steps=8", "base.fit.epoch_steps=8", "tasks.val=20"]
+    workspace, few = new_workspace(), ["base.batch=240", "base.fit.steps=8", "base.fit.epoch_steps=8", "tasks.val=20", "evaluation.scratch_steps=0"]
     fit = ["learner=policy_gradient", "learner.fit.steps=40", "learner.fit.epoch_steps=20", "learner.tasks_per_step=20", "student.count=0"]
     workspace.retrain("experiment=navigation", *few, *fit, "evaluation.settings=[1w60s]", "evaluation.tasks=40", "evaluation.gate_tasks=20")
     metrics = workspace.metrics()
