@@ -35,7 +35,7 @@ from components.tasks import Examples, TaskBatch
 from components.training import use_fast_allocator
 
 Step = Callable[[], None]
-CONV = BackboneStartSection("conv", [64] * 4, [True] * 4, "flatten", "batch", "relu", None, False)
+CONV = BackboneStartSection("conv", [64] * 4, [True] * 4, 0, "flatten", "batch", "relu", None, False)
 RATE = 0.01
 
 
@@ -155,7 +155,7 @@ def torchopt_step(model: Whole, tasks: TaskBatch, inner: int) -> Step:
 
 
 def perceptron(name: str, widths: list[int], inputs: int, tasks: int, shot: int, inner: int, device: str) -> Work:
-    section, shape = BackboneStartSection("mlp", widths, [], "flatten", "batch", "relu", None, False), (inputs,)
+    section, shape = BackboneStartSection("mlp", widths, [], 0, "flatten", "batch", "relu", None, False), (inputs,)
     learner = Maml(build_backbone(section, shape), widths[-1], InnerOptions(inner, inner, RATE, 0.0, False, "running")).to(device)
     learner.objective = OBJECTIVES["squared_error"]
     learner.started()

@@ -85,10 +85,10 @@ def _told(folder: Path) -> dict[str, Any]:
     require(not missing, f"backbone.start must be a folder with {SPEC} and {WEIGHTS}, got {folder} without {' and '.join(missing)}. See docs/domains.md.")
     names = {*(f.name for f in fields(BackboneSection)), "input_shape"}
     try:
-        told = json.loads((folder / SPEC).read_text())
+        told = {"separable": 0} | json.loads((folder / SPEC).read_text())  # what was written before blocks could be
         ok = isinstance(told, dict) and set(told) == names and all(isinstance(side, int) and side > 0 for side in told["input_shape"])
     except (ValueError, TypeError):
-        ok = False
+        told, ok = {}, False
     require(ok, f"{SPEC} must hold {', '.join(sorted(names))}, got something else in {folder}. See docs/domains.md.")
     return dict(told)
 

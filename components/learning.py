@@ -39,12 +39,14 @@ class FitSection:
 class BackboneSection:
     """`conv`: `widths` filters a block, `pool[i]` halves the side after it, features flattened or averaged. `mlp`: `widths` units and `activation`.
 
+    The convolutions of the last `separable` blocks look at each channel by itself first, and at all of them in each pixel then.
     `norm` is the kind of normalisation of a convolution; whose statistics `batch` uses is the learner's choice (learner.options.norm).
     """
 
     name: Literal["conv", "mlp"]
     widths: list[int]
     pool: list[bool]
+    separable: int
     head: Literal["flatten", "average"]
     norm: Literal["batch", "group", "instance"]
     activation: Literal["relu", "tanh"]
@@ -56,6 +58,8 @@ class BackboneSection:
             f"backbone.pool needs one entry a block, got {len(self.pool)} for {len(self.widths)} widths. Give both the same length.",
         )
         require(min(self.widths) > 0, f"backbone.widths must be positive, got {self.widths}. Use at least 1 filter a block.")
+        most = len(self.widths) if self.name == "conv" else 0
+        require(0 <= self.separable <= most, f"backbone.separable must be 0 to {most}, its blocks of convolutions, got {self.separable}. Use 0 for none.")
         told = f"backbone.activation must be relu for conv, got {self.activation}. Leave it out"
         require(self.name == "mlp" or self.activation == "relu", f"{told}, or use backbone=mlp for vectors.")
 
@@ -165,6 +169,7 @@ class StudentSection:
     learner: LearnerSection
     widths: list[list[int]]
     pool: list[bool]
+    separable: int
     head: Literal["flatten", "average"]
     same_start: bool
     generations: int
@@ -220,7 +225,10 @@ class StudentSection:
         widths = self.widths[0 if self.same_start else index]
         told = f"student.pool needs one entry a block, got {len(self.pool)} for {len(widths)} widths. Give both the same length."
         require(teacher.name == "mlp" or len(widths) == len(self.pool), told)
-        return BackboneStartSection(teacher.name, widths, self.pool, self.head, teacher.norm, teacher.activation, None, False)
+        most = len(widths) if teacher.name == "conv" else 0
+        told = f"student.separable must be 0 to {most}, the students' blocks of convolutions, got {self.separable}. Use 0 for none."
+        require(0 <= self.separable <= most, told)
+        return BackboneStartSection(teacher.name, widths, self.pool, self.separable, self.head, teacher.norm, teacher.activation, None, False)
 
 
 @dataclass

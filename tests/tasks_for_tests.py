@@ -10,8 +10,8 @@ from components.learning import BackboneSection
 from components.tasks import Examples, TaskBatch
 from flows.config import load
 
-CONV = BackboneSection("conv", [4, 6], [True, True], "flatten", "batch", "relu")
-MLP = BackboneSection("mlp", [16, 16], [], "flatten", "batch", "relu")
+CONV = BackboneSection("conv", [4, 6], [True, True], 0, "flatten", "batch", "relu")
+MLP = BackboneSection("mlp", [16, 16], [], 0, "flatten", "batch", "relu")
 PICTURES, VECTORS = (1, 28, 28), (5,)
 ANSWERING = {name: of for name, of in FAMILIES.items() if of.objectives != RETURN}  # policies play: see test_control.py
 OPTIONS = {name: load([f"learner={name}"]).learner.options for name in ANSWERING}

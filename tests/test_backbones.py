@@ -24,13 +24,13 @@ from components.launch import fit
 from components.learners import store
 from components.learners.options import FAMILIES
 from components.learning import BackboneStartSection
-from components.networks import BatchNorm, build_backbone, freeze, share_statistics
+from components.networks import BatchNorm, Separable, build_backbone, freeze, share_statistics
 from components.plain import to_plain
 from flows import cli
 from flows.config import load
 from flows.plan import Outside, keys
 
-OWN = BackboneStartSection("conv", [16, 32], [True, True], "flatten", "batch", "relu", None, False)
+OWN = BackboneStartSection("conv", [16, 32], [True, True], 0, "flatten", "batch", "relu", None, False)
 
 
 def elsewhere(folder: Path, seed: int = 0) -> nn.Sequential:
@@ -77,6 +77,7 @@ PLAIN = {
     "group": (replace(CONV, widths=[8, 12], norm="group"), PICTURES, lambda width: nn.GroupNorm(max(1, width // 4), width)),
     "instance": (replace(CONV, widths=[8, 12], norm="instance", head="average"), PICTURES, lambda width: nn.GroupNorm(width, width)),
     "colours, one block not pooled": (replace(CONV, pool=[True, False]), (3, 35, 35), nn.BatchNorm2d),
+    "last block separable": (replace(CONV, widths=[8, 12], separable=1), PICTURES, nn.BatchNorm2d),
     "mlp": (MLP, VECTORS, None),
 }
 
@@ -88,8 +89,12 @@ def test_tensors_have_the_names_that_the_documents_give_them(section, shape, nor
         if section.name == "mlp":
             made = {f"layers.{i}": nn.Linear(before, width)}
         else:
-            pool = {"pool": nn.MaxPool2d(2)} if section.pool[i] else {}
-            made = {f"blocks.{i}.conv": nn.Conv2d(before, width, 3, padding=1, bias=False), **pool, f"blocks.{i}.norm": norm(width)}
+            pool, conv = {"pool": nn.MaxPool2d(2)} if section.pool[i] else {}, f"blocks.{i}.conv"
+            made = {conv: nn.Conv2d(before, width, 3, padding=1, bias=False)}
+            if i >= len(section.widths) - section.separable:
+                each = nn.Conv2d(before, before, 3, padding=1, groups=before, bias=False)
+                made = {f"{conv}.depthwise": each, f"{conv}.pointwise": nn.Conv2d(before, width, 1, bias=False)}
+            made |= {**pool, f"blocks.{i}.norm": norm(width)}
         for name, part in made.items():
             names[str(len(parts))] = name
             parts.append(part)
@@ -104,6 +109,21 @@ def test_tensors_have_the_names_that_the_documents_give_them(section, shape, nor
     with torch.no_grad():
         wanted = net(x).mean((2, 3)) if section.head == "average" else net(x).flatten(1)
         assert torch.allclose(backbone(x), wanted, atol=1e-5)
+
+
+def test_a_separable_convolution_is_one_whose_kernel_is_a_product() -> None:
+    both, x = Separable(5, 7).double(), torch.rand(3, 5, 9, 8, dtype=torch.float64)
+    each, mixed = both.depthwise.weight, both.pointwise.weight  # [5, 1, 3, 3], [7, 5, 1, 1]
+    assert torch.allclose(both(x), nn.functional.conv2d(x, mixed * each.transpose(0, 1), padding=1))
+    assert sum(weight.numel() for weight in both.parameters()) == 9 * 5 + 5 * 7
+
+
+def test_weights_of_before_blocks_could_be_separable_are_read(tmp_path: Path) -> None:
+    elsewhere(tmp_path)
+    told = json.loads((tmp_path / "backbone.json").read_text())
+    del told["separable"]
+    (tmp_path / "backbone.json").write_text(json.dumps(told))
+    assert same(backbones.load(tmp_path, OWN, None), weights(tmp_path))
 
 
 @pytest.mark.parametrize("objective", ["base", "meta"])

@@ -40,7 +40,7 @@ PLAY = {"episodes": 3, "discount": 0.9, "gae": 0.8, "updates": 2, "std": 0.1, "e
 
 
 def policy(kind: str = "navigation", memory: bool = True, seed: int = 0, moves: str = "context", first_order: bool = False) -> ContextPolicy:
-    environment, backbone = ENVIRONMENTS[kind], BackboneSection("mlp", [8, 8], [], "flatten", "batch", "tanh")
+    environment, backbone = ENVIRONMENTS[kind], BackboneSection("mlp", [8, 8], [], 0, "flatten", "batch", "tanh")
     with store.initial_weights(seed):
         net = Mlp(backbone, (environment.observation + 16,))
         if memory:

@@ -11,7 +11,7 @@ from torch import Tensor
 from components.learners.options import FAMILIES
 
 KEYS = {"objective": "cross_entropy"}  # of a specification
-BACKBONE = {"norm": "batch", "activation": "relu"}
+BACKBONE: dict[str, Any] = {"norm": "batch", "activation": "relu", "separable": 0}
 OPTIONS = {"scale": 0.0, "moves": "context"}  # a head that starts at one learned vector; a policy's rounds move its context
 UNREAD = {"reptile": {"first_order": True}, "lstm": {"first_order": True}, "imaml": {"first_order": False}}  # what other values did not change
 PARTS = {"snail": {"blocks.": "layers."}}
