@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from components.inputs import InputError, require
@@ -71,10 +71,11 @@ def _write(target: Path) -> None:
             tar.add(copy, name)
             copy.unlink()
         for file in sorted(_files()):
-            tar.add(file, f"mlruns/{file.relative_to(paths.runs()).as_posix()}")
+            with suppress(FileNotFoundError):  # what waited for MLflow has reached it, or an output was made again
+                tar.add(file, f"mlruns/{file.relative_to(paths.runs()).as_posix()}")
         if (paths.root() / PIN).exists():
             tar.add(paths.root() / PIN, PIN)
-        about = json.dumps({"root": str(paths.root()), "made": time.time()}).encode()
+        about = json.dumps({"root": str(paths.root()), "runs": str(paths.runs()), "made": time.time()}).encode()
         told = tarfile.TarInfo(ABOUT)  # last: a file without it was cut off
         told.size = len(about)
         tar.addfile(told, io.BytesIO(about))
@@ -84,9 +85,9 @@ def _write(target: Path) -> None:
 def _files() -> Iterator[Path]:
     """Yield MLflow's artifacts, what stages have made, and what waits for MLflow."""
     for folder in (paths.runs() / "artifacts", paths.stages(), paths.runs() / "spool"):
-        for file in folder.rglob("*"):
-            if file.is_file() and not any(part.suffix in PASSING for part in (file, *file.relative_to(folder).parents)):
-                yield file
+        for place, folders, files in os.walk(folder):  # folders may go while they are walked
+            folders[:] = [name for name in folders if Path(name).suffix not in PASSING]
+            yield from (Path(place) / name for name in files if Path(name).suffix not in PASSING)
 
 
 def _restore(file: Path) -> None:
@@ -104,6 +105,10 @@ def _restore(file: Path) -> None:
             raise InputError(f"restore must be a whole file that out=<file.tar> wrote, got {file} ({error}). Use another one.") from error
         same = f"restore must happen where the backup was made, {told['root']}, since runs name their files with the whole path; got {root}. "
         require(Path(told["root"]) == root, f"{same}Set FEWLOOP_ROOT={told['root']}.")
+        runs = told.get("runs", str(paths.runs()))  # a backup of before did not say
+        require(
+            Path(runs) == paths.runs(), f"restore must bring runs back to {runs}, as they name their files so; got {paths.runs()}. Set FEWLOOP_RUNS={runs}."
+        )
         require(not tracking.store_exists(), f"restore must find no runs, got {tracking.uri()}. Move {paths.runs()} away first.")
         _bring(place / PIN, root / PIN)
         own = _prefect()

@@ -9,16 +9,19 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from typing import Any
 
 import yaml
 
 from components.inputs import InputError, require
+from components.plain import masked, one_line
 from flows import cli, paths
 
 DEPLOYMENTS, AUTOMATIONS = paths.HOUSE / "prefect.yaml", paths.HOUSE / "automations.yaml"
 PROCESSES = paths.HOUSE / "deploy" / "process.json"  # the template of a pool; beside it those for Docker and Kubernetes
 WEBHOOK = "FEWLOOP_WEBHOOK_URL"
+ANSWER = 30.0  # seconds for one answer, on a busy machine
 VARIABLE = "fewloop_deployed"  # of the server: the digest of what was put there
 
 
@@ -36,10 +39,21 @@ def digest() -> str:
     return hashlib.sha256(b"\0".join(told)).hexdigest()
 
 
+def check_answers(api: str) -> None:
+    """Raise InputError unless a Prefect server answers at `api`."""
+    try:
+        with urllib.request.urlopen(f"{api}/health", timeout=ANSWER):
+            return
+    except (OSError, ValueError) as error:  # ValueError: it is no address
+        told = f"A Prefect server must answer at {masked(api)}, got: {one_line(error)}"
+        raise InputError(f"{told}. Start it, set another PREFECT_API_URL, or make stop first.") from error
+
+
 def deploy() -> None:
     """Make pools, deployments and automations. Raises InputError where no server answers, RuntimeError with Prefect's words where it refuses."""
     if not os.environ.get("PREFECT_API_URL"):
         raise InputError("PREFECT_API_URL must name a Prefect server, got none. Run make serve-flows, which starts one, or set it.")
+    check_answers(os.environ["PREFECT_API_URL"].rstrip("/"))
     for pool in pools():
         _pool(pool)
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(DEPLOYMENTS), "--all"]

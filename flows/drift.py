@@ -14,7 +14,7 @@ from prefect.states import Completed
 
 from components.contracts import Config
 from components.scores import OBJECTIVE_SCORES, SCORES
-from flows import tracking, versions
+from flows import registry, tracking, versions
 from flows.config import load
 from flows.turns import turn
 
@@ -83,6 +83,7 @@ def _look(config: Config, champion: Any) -> Look:
     """Score the champion on the newest data, by the settings of the run that made it."""
     from components import drift as component
 
+    registry.check_made(champion)
     parent = tracking.store().get_run(champion.tags["retrain.run_id"])
     then, folder = parent.data.params, tracking.model_folder(f"models:/{champion.name}/{champion.version}")
     past = tracking.store().download_artifacts(parent.data.tags["stage.evaluation.run_id"], "scores-gate.parquet")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from components.manifest import MANIFEST
 from flows import cli, paths
-from flows.versions import PIN
+from flows.versions import PIN, newest_pins
 
 FOREIGN = 7 * 86_400.0  # seconds
 SCRATCH = 86_400.0  # seconds after which nobody is at work in a folder for the moment
@@ -45,9 +46,13 @@ def collect(days: str, dry: str = "false") -> None:
     pins = [_pin(v) for v in versions if "retrain.run_id" in v.tags]
     data = [*unused_data(before, [*pins, *_own_pins()])]
     scratch = [*scraps(min(before, time.time() - SCRATCH))]
-    freed = sum(_remove(path, dry == "true") for path in [*outputs, *data, *scratch])
+    freed, gone = 0, []
+    for kind in (outputs, data, scratch):
+        sizes = [_remove(path, before, dry == "true") for path in kind]
+        freed += sum(size for size in sizes if size is not None)
+        gone.append(sum(size is not None for size in sizes))
     told = "would free" if dry == "true" else "freed"
-    parts = f"{len(outputs)} outputs and states of stages, {len(data)} files of data that nothing pins, {len(scratch)} folders of killed processes"
+    parts = f"{gone[0]} outputs and states of stages, {gone[1]} files of data that nothing pins, {gone[2]} folders of killed processes"
     print(f"{told} {freed / 2**20:.1f} MB: {parts}")
 
 
@@ -135,7 +140,8 @@ def scraps(before: float) -> Iterator[Path]:
 
 
 def _own_pins() -> Iterator[str]:
-    """Yield the pin of the checkout and those of all its commits."""
+    """Yield the pin of the checkout, those of all its commits, and those of the newest data."""
+    yield from newest_pins()
     own = paths.root() / PIN
     if own.exists():
         yield own.read_text()
@@ -155,8 +161,20 @@ def _free(lock: Path) -> bool:
         return False
 
 
-def _remove(path: Path, dry: bool) -> int:
-    """Remove a file or folder and return its bytes."""
+def _remove(path: Path, before: float, dry: bool) -> int | None:
+    """Remove a file or folder and return its bytes; None where somebody has used it since it was found, as a pipeline that began meanwhile."""
+    of_stage = path.is_dir() and path.parent.parent == paths.stages()
+    lock = FileLock(path.with_suffix(".lock"), timeout=0) if of_stage else nullcontext()
+    try:
+        with lock:
+            marked = path / MANIFEST if (path / MANIFEST).exists() else path
+            return None if marked.stat().st_mtime > before else _removed(path, dry)
+    except (Timeout, FileNotFoundError):
+        return None
+
+
+def _removed(path: Path, dry: bool) -> int:
+    """Remove a file or folder, unless `dry`, and return its bytes."""
     size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
     if dry:
         return size

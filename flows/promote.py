@@ -13,11 +13,12 @@ Makes version n of a registered model its champion. The version that was champio
 def promote(model: str, version: str) -> None:
     """Set the alias and record the change as an MLflow run."""
     from components.inputs import require
-    from flows import tracking
+    from flows import registry, tracking
 
     held = sorted(int(v.version) for v in tracking.versions(model))
     require(len(held) > 0, f"model must be a registered model, got {model!r}, which has no versions. See make ui.")
     require(version in map(str, held), f"version must be one of {', '.join(map(str, held))}, got {version!r}. Choose one of them.")
+    registry.check_made(tracking.version_of(f"models:/{model}/{version}"))
     before = tracking.alias(model, "champion")
     experiment = tracking.open_store(model)
     with tracking.run(experiment, f"promote {version}", {"stage": "promote", "model": model}) as run_id:

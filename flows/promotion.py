@@ -85,6 +85,7 @@ def promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, 
     """evaluation -> registry alias. Registers a learner once; running it again on the same terms decides nothing new."""
     tracking.settle()
     run_id = tracking.known(ours.run_id)  # a store may have never known it, or lost it: the output is there all the same
+    line = dataclasses.replace(line, run_id=tracking.known(line.run_id))  # opened while MLflow did not answer, it had another name
     ours = dataclasses.replace(ours, run_id=run_id if tracking.has_run(run_id) else line.run_id)
     with FileLock(paths.runs() / f"promote-{line.config.registry.model}.lock"):  # two pipelines register and decide one after the other
         return _promote(line, pool, ours, evaluation, outside)
@@ -116,7 +117,7 @@ def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef,
     store.set_model_version_tag(model, version, "terms", terms)
     store.set_model_version_tag(model, version, "incumbent", beaten)  # before the alias: killed between the two, the next run decides the same
     standing = tracking.alias(model, "champion")
-    if wins and standing is not None and standing.tags["fingerprint"] not in (ours.fingerprint, beaten):
+    if wins and standing is not None and standing.tags.get("fingerprint") not in (ours.fingerprint, beaten):
         reason = f"version {standing.version} became champion meanwhile: not compared with it; run the same command again"
         store.set_tag(line.run_id, "promotion", reason)
         return Decision(model, version, False, reason)  # no decision is kept, so that the next run makes one

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+from typing import Any
 
 from components.contracts import Config
+from components.inputs import require
 from components.manifest import file_digest
 from components.plain import fingerprint
 from flows import tracking
@@ -60,7 +62,15 @@ def incumbent(model: str) -> tuple[str, str] | None:
     version = tracking.alias(model, "champion")
     if version is None:
         return None
+    check_made(version)
     return str(tracking.model_folder(f"models:/{model}/{version.version}")), version.tags["fingerprint"]
+
+
+def check_made(version: Any) -> None:
+    """Raise InputError unless a pipeline made the version: what is judged beside a champion, and asked for again, is what the pipeline has recorded."""
+    told = f"The champion of {version.name} must be a version that a pipeline registered, got version {version.version}, which has no tag"
+    for tag in ("fingerprint", "retrain.run_id"):
+        require(tag in version.tags, f"{told} {tag}. Choose another one: python -m flows.promote model={version.name} version=<n>.")
 
 
 def opponent(model: str, outside: Outside, ours: str) -> Outside:

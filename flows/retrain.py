@@ -1,6 +1,7 @@
 """The pipeline: `python -m flows.retrain [group=choice | key=value ...]`, and the flow that deployments run."""
 
 import sys
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -113,6 +114,7 @@ def retrain(
         gallery.trade_off(line, evaluation)
         gallery.draw(line, models, ours, evaluation, final, pool)
         decision = promotion.promote(line, pool, ours, evaluation, outside) if sweep is None else promotion.waiting(line)
+        line = replace(line, run_id=tracking.known(line.run_id))
         cards.write(line, pool, ours, models, evaluation, decision)
         runlist.summarise(line, ours, evaluation, decision)
         told = report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)

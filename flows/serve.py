@@ -18,10 +18,10 @@ from filelock import FileLock
 
 from components.inputs import InputError
 from flows import cli, deploy, paths, services, tracking, ui
+from flows.deploy import ANSWER
 from flows.services import Service
 
 PATIENCE = 60.0  # seconds for one that is there to become well
-ANSWER = 30.0  # seconds for one answer, on a busy machine
 
 HELP = """python -m flows.serve [stop]
 
@@ -141,10 +141,7 @@ def serve() -> None:
                 services.check_port(service.port, service.name, f"{service.variable}=")
         rows = [("Prefect", *_ensure(server))] if server else []
         api = os.environ["PREFECT_API_URL"] = _api(server)
-        try:
-            _answers(f"{api}/health")
-        except OSError as error:
-            raise InputError(f"A Prefect server must answer at {api}, got: {error}. Start it, unset PREFECT_API_URL, or make stop first.") from error
+        deploy.check_answers(api)
         made = _deploy(api)
         for pool in deploy.pools():
             if pool != "gpu" or shutil.which("nvidia-smi"):

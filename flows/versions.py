@@ -24,7 +24,7 @@ from filelock import FileLock
 
 from components.contracts import DomainSection
 from components.inputs import InputError
-from components.plain import fingerprint, one_line, to_plain
+from components.plain import fingerprint, masked, one_line, to_plain
 from flows import holds, paths
 
 PIN = "data.dvc"
@@ -111,7 +111,7 @@ def current_digest(domain: DomainSection, where: str | None) -> str | None:
     actual = tree_md5(paths.data() / domain.name)
     if actual is None or (where is None and not _made_by(paths.data() / domain.name, domain)):
         return pinned if where is not None or actual is None else None
-    return actual if actual == pinned or (where is None and pinned is None) else pinned
+    return actual if actual == pinned or (where is None and (pinned is None or _newer(domain, actual) is not None)) else pinned
 
 
 Accept = Callable[[Path], object]
@@ -160,8 +160,11 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
     def usable() -> bool:
         return where is not None or _made_by(target, domain)
 
-    if expected is not None and tree_md5(target) == expected and usable():
+    actual = tree_md5(target)
+    if expected is not None and actual == expected and usable():
         return Pinned(domain.name, str(target), expected, str(whole), str(text), "already there", False)
+    if where is None and not write and (own := _newer(domain, actual)):
+        return Pinned(domain.name, str(target), str(actual), str(read_pin(own)[0]), own, f"already there, newer than {PIN}", False)
     with holds.changed(domain.name):
         return _renew(domain, text, where, write, mirror, usable, accept)
 
@@ -169,16 +172,20 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
 def _renew(domain: DomainSection, text: str | None, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool], accept: Accept) -> Pinned:
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
-    if target.exists() and expected is not None and tree_md5(target) != expected:
+    newer = where is None and _newer(domain, tree_md5(target)) is not None
+    if not newer and target.exists() and expected is not None and tree_md5(target) != expected:
         _say(f"data/{domain.name} is not what {PIN} pins (changed or partly deleted): restoring it")
-    if expected is not None and text is not None and _restore(text, domain.name, target) and tree_md5(target) == expected and usable():
+    if not newer and expected is not None and text is not None and _restore(text, domain.name, target) and tree_md5(target) == expected and usable():
         return Pinned(domain.name, str(target), expected, str(whole), text, "restored by DVC", False)
     if where is not None and expected is None:
         raise InputError(f"data.pin={where} must pin domain {domain.name}, but it holds {', '.join(domains) or 'none'}. Choose a version that has it.")
     if expected is not None and where is not None:
         raise InputError(f"data.pin={where} pins {domain.name} {expected}, which is neither in the cache nor on a remote. Run dvc pull, or leave out data.pin.")
-    _say(f"data/{domain.name}: building it from its source")
-    _build(domain, mirror, target, expected, accept)
+    if newer:
+        accept(target)
+    else:
+        _say(f"data/{domain.name}: building it from its source")
+        _build(domain, mirror, target, expected, accept)
     actual = str(tree_md5(target))
     new_text = _add(text, domains, domain.name, actual)
     if actual == expected and read_pin(new_text)[0] == whole:
@@ -187,7 +194,28 @@ def _renew(domain: DomainSection, text: str | None, where: str | None, write: bo
     _say(f"NEW DATA VERSION: {domain.name} {actual}{was}. " + (f"{PIN} is rewritten: commit it." if write else f"{PIN} in the checkout is left as it was."))
     if write:
         _replace(paths.root() / PIN, new_text)
-    return Pinned(domain.name, str(target), actual, str(read_pin(new_text)[0]), new_text, "built from its source, a new version", True)
+    _replace(_newest_pin(domain.name), json.dumps({"md5": actual, "pin": new_text}))
+    how = "already there, a new version" if newer else "built from its source, a new version"
+    return Pinned(domain.name, str(target), actual, str(read_pin(new_text)[0]), new_text, how, True)
+
+
+def _newest_pin(domain: str) -> Path:
+    """Return the file with the pin of the newest version of a domain's data, which a checkout may not pin: deployed runs leave its pin alone."""
+    return paths.locks() / f"data-{domain}.json"
+
+
+def _newer(domain: DomainSection, actual: str | None) -> str | None:
+    """Return the pin of data/<domain>, whose digest is `actual`, where a run has made and added just these, of what the source holds now; else None."""
+    try:
+        told = json.loads(_newest_pin(domain.name).read_text())
+        return str(told["pin"]) if told["md5"] == actual and is_current(domain) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def newest_pins() -> list[str]:
+    """Return the pins of the newest version of each domain's data."""
+    return [str(json.loads(path.read_text())["pin"]) for path in sorted(paths.locks().glob("data-*.json"))]
 
 
 def is_current(domain: DomainSection) -> bool:
@@ -297,7 +325,7 @@ def _push(repo: Any) -> None:
     try:
         repo.push()
     except Exception as error:  # each kind of remote has errors of its own
-        where = repo.config["remote"][name].get("url")
+        where = masked(str(repo.config["remote"][name].get("url")))
         raise InputError(f"The DVC remote {name} ({where}) must take the data, got: {one_line(error)}. See dvc push, or unset core.remote.") from error
 
 

@@ -11,6 +11,7 @@ import pytest
 from workspace import PATIENCE, SMOKE, Workspace
 
 from components.inputs import InputError
+from flows import backup as module
 from flows import tracking
 from flows.backup import backup
 
@@ -101,8 +102,14 @@ def test_a_database_elsewhere_comes_back_to_its_place(tmp_path: Path, monkeypatc
     ):
         monkeypatch.setenv(name, str(value))
     tracking.open_store("glyphs")
+    files = module._files
+    monkeypatch.setattr(module, "_files", lambda: [*files(), tmp_path / "project/mlruns/spool/sent.jsonl"])  # gone since it was found
     backup(out=str(tmp_path / "kept.tar"))
     tracking.client.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setenv("FEWLOOP_RUNS", str(tmp_path / "runs"))
+        with pytest.raises(InputError, match=f"bring runs back to {tmp_path}/project/mlruns.*got {tmp_path}/runs. Set FEWLOOP_RUNS="):
+            backup(restore=str(tmp_path / "kept.tar"))
     (tmp_path / "other" / "my.db").unlink()
     shutil.rmtree(tmp_path / "project" / "mlruns")
     backup(restore=str(tmp_path / "kept.tar"))

@@ -9,8 +9,9 @@ import importlib
 import pytest
 import yaml
 from served import Server
-from workspace import until
+from workspace import free_port, until
 
+from components.inputs import InputError
 from flows import deploy, paths
 from flows.config import load
 
@@ -31,6 +32,14 @@ def test_the_deployments_are_the_named_ones_and_compose() -> None:
             assert schedule["cron"] and schedule["timezone"]
     assert {name for name, one in found.items() if one.get("schedules")} == {"nightly", "data-watcher", "on-drift"}
     assert found["gpu"]["work_pool"]["name"] != found["nightly"]["work_pool"]["name"]
+
+
+def test_a_server_that_does_not_answer_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("foo/api", f"http://me:S3cret@127.0.0.1:{free_port()}/api"):
+        monkeypatch.setenv("PREFECT_API_URL", address)
+        with pytest.raises(InputError, match=r"A Prefect server must answer at .* set another PREFECT_API_URL") as told:
+            deploy.deploy()
+        assert "S3cret" not in str(told.value) and "\n" not in str(told.value)
 
 
 def test_what_a_server_holds_is_of_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from test_versions import domain, project  # noqa: F401
 from workspace import SMOKE, Workspace
 
@@ -50,8 +51,19 @@ def test_what_was_registered_is_kept_with_all_that_it_was_made_from(tmp_path: Pa
     with caching.writing(chains[0][0]):
         assert state.name not in names(1000, set()), "somebody writes it"
     for path in list(gc.unused_outputs(1000, {chains[0][2].fingerprint})):
-        gc._remove(path, dry=False)
+        gc._remove(path, 1000, dry=False)
     assert [[caching.lookup(key) is not None for key in chain] for chain in chains] == [[True] * 3, [False] * 3, [True] * 3]
+
+
+def test_what_is_used_after_it_was_found_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWLOOP_ROOT", str(tmp_path))
+    used, held, unused, _ = (made("base", value, 100.0 + value) for value in range(4))
+    found = [*gc.unused_outputs(1000, set())]
+    assert {path.name for path in found} == {key.folder.name for key in (used, held, unused)}
+    caching.record_key(used, tmp_path, tmp_path)  # a pipeline that begins now
+    with FileLock(held.folder.with_suffix(".lock")):
+        assert sum(size is not None for size in (gc._remove(path, 1000, dry=False) for path in found)) == 1
+    assert [caching.lookup(key) is not None for key in (used, held, unused)] == [True, True, False]
 
 
 def test_what_a_running_pipeline_has_used_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +90,7 @@ def test_data_whose_pin_cannot_be_read_stop_it_all(project: Path, monkeypatch: p
     store.create_model_version("model-100", "source", tags={"retrain.run_id": run_id, "fingerprint": "none"})
     pin_data(domain(render_seed=5), None, True, None)
     (project / "data.dvc").unlink()
+    (project / "mlruns/data-glyphs.json").unlink()  # that these are the newest data
     subprocess.run(["rm", "-rf", project / ".git"], check=True)
     whole = set((project / ".dvc/cache/files/md5").glob("*/*"))
     gc.collect("0", "true")
@@ -124,7 +137,7 @@ def test_data_that_a_pin_names_stay(project: Path) -> None:  # noqa: F811
     gone = set(gc.unused_data(2e9, [now]))
     assert gone and gone < cached
     for path in gone:
-        gc._remove(path, dry=False)
+        gc._remove(path, 2e9, dry=False)
     shutil.rmtree(project / "data")
     assert pin_data(domain(render_seed=5), None, True, None).how == "restored by DVC"
 

@@ -13,10 +13,11 @@ from components.contracts import StageRef
 from components.domains.pool import Pool
 from components.inputs import InputError
 from components.learners import store
-from flows import evaluate, promotion, registry, tracking
+from flows import evaluate, promotion, registry, spool, tracking
 from flows.checks import check_outside
 from flows.config import load
 from flows.plan import Outside
+from flows.promote import promote
 from flows.stages import Pipeline
 from flows.versions import Pinned
 
@@ -118,6 +119,32 @@ def test_a_kill_between_the_alias_and_its_reason_changes_no_history(model: str, 
     again = registry.opponent(model, Outside(champion=(str(tmp_path), "b")), "b")
     assert again.champion == (str(tmp_path), "a"), "it is judged against whom it beat"
     assert decided(tmp_path, small_pool, "b", "a").champion and "better by it" in tracking.version_with(model, "fingerprint", "b").tags["decision"]
+
+
+def test_a_run_that_was_opened_while_mlflow_was_silent_decides_under_the_name_that_it_has_then(
+    model: str, small_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "RETRY", 0.0)
+    experiment, database = tracking.open_store("glyphs"), tmp_path / "mlflow.db"
+    (tmp_path / "learner.json").write_text(json.dumps({"about": {"domain": "glyphs", "trained_on": []}}))
+    away = database.rename(tmp_path / "away")
+    with tracking.run(experiment, "pipeline", {"stage": "retrain"}) as run_id:
+        away.rename(database)
+        line = Pipeline(load([SMOKE]), experiment, run_id, {"data.md5": "x"})
+        pinned = Pinned("glyphs", str(small_pool.path), "x", "x", "", "already there", False)
+        fused = StageRef("fused", "fused", str(tmp_path), "b", "d", run_id, 1.0, False, {})
+        told = promotion.promote.fn(line, pinned, fused, replace(fused, name="evaluation"), Outside())
+    assert told.champion and tracking.known(run_id) != run_id
+    assert tracking.store().get_run(tracking.known(run_id)).data.tags["promotion"] == told.reason
+
+
+def test_a_version_that_no_pipeline_registered_is_no_champion(model: str) -> None:
+    with pytest.raises(InputError, match=r"got version 2, which has no tag retrain.run_id. Choose another one: python -m flows.promote"):
+        promote(model, "2")
+    assert champion() is None
+    tracking.store().set_registered_model_alias(model, "champion", "2")  # in MLflow's pages
+    with pytest.raises(InputError, match="champion of glyphs must be a version that a pipeline registered"):
+        registry.incumbent(model)
 
 
 def test_an_mlflow_that_does_not_answer_is_no_sign_of_no_champion(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Versions of the data: pinned, damaged, lost, changed, brought back; with a real DVC cache and a real remote."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -174,6 +175,32 @@ def test_a_deployed_run_leaves_the_pin_file_alone(project: Path) -> None:
     made = pin_data(domain(render_seed=6), None, False, None)
     assert (project / "data.dvc").read_bytes() == before
     assert read_pin(made.pin)[1]["glyphs"] == made.md5 != read_pin(before.decode())[1]["glyphs"]
+
+
+def test_data_that_the_checkout_does_not_pin_are_built_once(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before, newest = (project / "data.dvc").read_text(), domain(render_seed=6)
+    made = pin_data(newest, None, False, None)
+    capsys.readouterr()
+    with user(project):  # of these data, beside which others may use them
+        again = pin_data(newest, None, False, None)
+    assert (again.how, again.new) == ("already there, newer than data.dvc", False) and not capsys.readouterr().err
+    assert (again.md5, again.data_md5, again.pin) == (made.md5, made.data_md5, made.pin)
+    assert current_digest(newest, None) == made.md5 and current_digest(domain(), None) is None
+    (project / "data/glyphs/pool.json").write_text("{}")
+    assert pin_data(newest, None, False, None).how.startswith("built from its source"), "what was changed is no such data"
+    assert pin_data(domain(), None, False, None).how == "restored by DVC" and (project / "data.dvc").read_text() == before
+    pin_data(newest, None, False, None)
+    written = pin_data(newest, None, True, None)
+    assert written.how == "already there, a new version" and read_pin((project / "data.dvc").read_text())[1]["glyphs"] == made.md5
+    assert pin_data(newest, None, True, None).how == "already there"
+
+
+def test_a_remote_that_takes_nothing_is_told_without_its_password(project: Path) -> None:
+    config = project / ".dvc/config"
+    config.write_text(re.sub("url = .*", "url = https://bob:S3cret@127.0.0.1:9/x", config.read_text()))
+    with pytest.raises(InputError, match=r"DVC remote store .https://bob:.* must take the data") as told:
+        pin_data(domain(render_seed=8), None, False, None)
+    assert "S3cret" not in str(told.value)
 
 
 def test_a_second_domain_changes_nothing_of_the_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
