@@ -14,7 +14,6 @@ from components.domains.pool import Pool, open_pool
 from components.domains.seen import view
 from components.draws import seed_of
 from components.evaluation import evaluate
-from components.inputs import way_shot
 from components.learners import store
 from components.learners.fused import join
 from components.learners.learner import Learner, learner_size, transductive
@@ -23,9 +22,7 @@ from components.learning import BackboneSection
 from components.lineage import trained_on
 from components.networks import build_backbone
 from components.tasks import TaskBatch
-from components.tasksets import TaskSpec, batch, draw
-
-TUNING = 500  # validation tasks a setting by which linear references are tuned
+from components.tasksets import batch, draw, tuning_specs
 
 
 def tuning_tasks(pool: Pool, section: EvaluationSection, seed: int) -> list[TaskBatch]:
@@ -34,11 +31,10 @@ def tuning_tasks(pool: Pool, section: EvaluationSection, seed: int) -> list[Task
     own = pool.items(pool.split("val"))
     inputs, targets = (torch.from_numpy(np.ascontiguousarray(a[own])) for a in (pool.inputs, pool.targets))
     asked = []
-    for setting in section.settings:
-        way, shot = way_shot(setting)
-        table = draw(TaskSpec(f"references-{setting}", "val", way, shot, section.query, section.within, TUNING), pool, seed)
+    for spec in tuning_specs(section):
+        table = draw(spec, pool, seed)
         table = replace(table, support=np.searchsorted(own, table.support), query=np.searchsorted(own, table.query))
-        asked.append(batch(table, np.arange(TUNING), inputs, targets))
+        asked.append(batch(table, np.arange(spec.tasks), inputs, targets))
     return asked
 
 

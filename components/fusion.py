@@ -72,7 +72,8 @@ def linear_member(beside: str, pool: Pool, tasksets: str, folder: Path) -> str:
     validation = Validation(pool, tasksets)
     with torch.no_grad():
         learner, spec = linear.member(pool, validation.task_batches(validation.items))
-    store.save(learner, spec, folder, store.about(beside) | {"objective": "linear", "start": None}, pool.path)
+    about = {name: value for name, value in store.about(beside).items() if name != "frozen"}  # of a backbone, which this has not
+    store.save(learner, spec, folder, about | {"objective": "linear", "start": None}, pool.path)
     return str(folder)
 
 

@@ -207,6 +207,9 @@ class StudentSection:
         whole = [f.name for f in dataclasses.fields(RecipeSection) if f.type is int]
         for key, value in ((k, v) for changes in self.sweep for k, v in changes.items() if k in whole):
             require(value == int(value), f"student.sweep must give {key} a whole number, got {value}. Use {int(value)} or {int(value) + 1}.")
+        for changes in self.sweep:
+            own = {key: getattr(self.recipe, key) for key in changes}
+            require(changes != own, f"student.sweep must change the recipe, got {changes or 'an empty change'}, which is it already. Leave it out.")
         competing = {"-".join(f"{k}-{v:g}" for k, v in changes.items()): changes for changes in self.sweep}
         require(
             len(competing) == len(self.sweep), f"student.sweep must list changes that differ, got {len(self.sweep) - len(competing)} twice. Leave them out."

@@ -21,6 +21,7 @@ from components.inputs import InputError, require, way_shot
 from components.tasks import Examples, TaskBatch
 
 CHUNK = 20_000  # tasks drawn at once: intermediate arrays stay within the processor's cache and a few tens of MB
+TUNING = 500  # validation tasks a setting by which linear references are tuned
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,12 @@ def specs(tasks: TasksSection, evaluation: EvaluationSection, cells: Sequence[st
             way, shot = way_shot(setting)
             tables.append(TaskSpec(f"{split}-{setting}", split, way, shot, evaluation.query, evaluation.within, number))
     return tables
+
+
+def tuning_specs(evaluation: EvaluationSection) -> list[TaskSpec]:
+    """Return the tables of validation tasks, one a final setting, by which the linear references of values are tuned."""
+    asked = ((setting, *way_shot(setting)) for setting in evaluation.settings)
+    return [TaskSpec(f"references-{s}", "val", way, shot, evaluation.query, evaluation.within, TUNING) for s, way, shot in asked]
 
 
 def write_tasksets(tables: list[TaskSpec], pool: Pool, seed: int, folder: Path) -> None:

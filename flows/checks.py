@@ -147,10 +147,10 @@ def check_new(config: Config, pool: Path) -> None:
     """Raise InputError where a new version of the data, in folder `pool`, cannot give the tasks that are asked for."""
     from components.domains.pool import open_pool
     from components.tasksets import check as check_table
-    from components.tasksets import specs
+    from components.tasksets import specs, tuning_specs
 
     opened = open_pool(pool)
-    for spec in specs(config.tasks, config.evaluation, opened.cells):
+    for spec in [*specs(config.tasks, config.evaluation, opened.cells), *(tuning_specs(config.evaluation) if opened.targets is not None else [])]:
         check_table(spec, opened)
     check_pool(config, str(pool))
 
@@ -218,6 +218,9 @@ def _check_recipes(config: Config) -> None:
     if "teacher" not in own.teachers():
         del learners["learner"]
     for recipe in (own.recipe, *own.recipes().values()):
+        even = classes or recipe.temperature == 1 or config.domain.objective == "return"
+        told = f"student.recipe.temperature softens distributions, which tasks of domain {config.domain.name} do not have, got {recipe.temperature:g}"
+        require(even, f"{told}. Set it to 1, and leave it out of student.sweep.")
         require(
             classes or not recipe.class_weight, f"student.recipe.class_weight needs training classes, which domain {config.domain.name} lacks. Set it to 0."
         )
@@ -253,9 +256,15 @@ def _check_fusion(config: Config) -> None:
         fits = not asked or encode or not _asks_features(config)
         require(fits, f"fusion.{where} is taught with what not all members have: {FEATURES}. Set fusion.{where}.steps=0.")
     encoders = encode and config.backbone.name == "conv"
+    bent = any(vars(config.domain.augment).values())
+    require(own.views == 1 or bent, f"fusion.views={own.views} averages bent copies of a picture, got domain.augment of zeros. Set fusion.views=1.")
     require(own.views == 1 or encoders, f"fusion.views={own.views} average features of pictures, which not all members make. Set fusion.views=1.")
     single = mode != "greedy" or config.domain.objective != "ranking"
     require(single, f"fusion.mode=greedy needs a loss of single answers, got domain {config.domain.name}, which asks for an order. Use fusion.mode=average.")
+    require(mode != "soup" or config.student.count > 1, f"fusion.mode=soup needs two students at least, got {config.student.count}. Raise student.count.")
+    measured = encode or config.backbone.name == "mlp" or config.backbone.norm != "batch"
+    told = f"fusion.mode=soup measures the statistics of a mean of networks anew, which students of {config.student.learner.name} share with no encoder"
+    require(mode != "soup" or measured, f"{told}. Use fusion.mode=average, or backbone.norm=group.")
     require(mode != "conditioned" or classes, f"fusion.mode=conditioned needs classes, got domain {config.domain.name}. Use fusion.mode=weights.")
     require(
         mode != "soup" or (config.student.same_start and own.members == ["students"]),
@@ -303,10 +312,12 @@ def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
     )
     require(
         where == "learner" or section.name not in ("reptile", "imaml"),
-        f"student.learner={section.name} has a rule for its own loss, and students learn by their teachers'. Choose another, such as maml.",
+        f"student.learner={section.name} has a rule for its own loss, and students learn by their teachers'. Choose another in a file of conf/student.",
     )
     told = f"{where}.views={section.views} average the features of pictures by one encoder for all tasks"
     require(section.views == 1 or (of.encodes and config.backbone.name == "conv"), f"{told}, got {where}={section.name}. Set {where}.views=1.")
+    bent = any(vars(domain.augment).values())
+    require(section.views == 1 or bent, f"{where}.views={section.views} averages bent copies of a picture, got domain.augment of zeros. Set {where}.views=1.")
     require(
         section.name != "local" or config.backbone.name == "conv", f"{where}=local needs feature maps, got backbone={config.backbone.name}. Use backbone=conv4."
     )

@@ -44,9 +44,10 @@ def roles(metrics: dict[str, float]) -> list[str]:
 
 
 def titled(metrics: dict[str, float], role: str) -> str:
-    """Return a learner's name, and with it of how many tasks its scores are where the others have more."""
+    """Return a learner's name, or a difference's, and with it of how many tasks its scores are where others have more."""
     counts = {name.split("/")[2]: int(value) for name, value in metrics.items() if name.startswith("test/") and name.endswith("/tasks")}
-    return role if counts[role] == max(counts.values()) else f"{role} ({counts[role]} tasks)"
+    own, told = min(counts[name] for name in role.split("-minus-") if name in counts), role.replace("-minus-", " - ")
+    return told if own == max(counts.values()) else f"{told} ({own} tasks)"
 
 
 def compared(metrics: dict[str, float]) -> list[str]:
@@ -58,7 +59,7 @@ def further(evaluation: StageRef, places: list[str], name: str) -> list[list[str
     """Return the rows of one score in places such as `test/5w1s`: learners first, then the paired differences."""
     m, told = evaluation.metrics, [(role, "") for role in roles(evaluation.metrics)] + [(label, "+") for label in compared(evaluation.metrics)]
     there = [(role, sign) for role, sign in told if f"{places[0]}/{role}/{name}" in m]
-    return [[role.replace("-minus-", " - "), *(scored(m, f"{place}/{role}", sign, name) for place in places)] for role, sign in there]
+    return [[titled(m, role), *(scored(m, f"{place}/{role}", sign, name) for place in places)] for role, sign in there]
 
 
 def challenged(metrics: dict[str, float], what: str) -> str:
@@ -123,7 +124,7 @@ def differences(evaluation: StageRef, settings: list[str]) -> tuple[list[str], l
     table = []
     for label in compared(m):
         errors = (failed(m, label, end, "+") for end, _ in asked)
-        table.append([label.replace("-minus-", " - "), *(scored(m, f"test/{s}/{label}", "+") for s in settings), *errors])
+        table.append([titled(m, label), *(scored(m, f"test/{s}/{label}", "+") for s in settings), *errors])
     return ["difference", *settings, *(shown for _, shown in asked)], table
 
 

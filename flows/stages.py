@@ -93,12 +93,15 @@ def make_tasksets(key: Key, pipeline: Pipeline, pool: Pinned) -> dict[str, Any]:
 
     def work(slot: Slot, log: Log) -> dict[str, float]:
         from components.domains.pool import open_pool
-        from components.tasksets import specs, write_tasksets
+        from components.tasksets import check, specs, tuning_specs, write_tasksets
 
         config = pipeline.config
         opened = open_pool(pool.path)
         wanted = ("train", "val") if key.name == "tasksets" else ("gate", "test", *opened.cells)
         tables = [s for s in specs(config.tasks, config.evaluation, opened.cells) if s.split in wanted]
+        if key.name == "tasksets-final" and opened.targets is not None:
+            for spec in tuning_specs(config.evaluation):  # drawn by the evaluation, and looked at before anything is trained
+                check(spec, opened)
         write_tasksets(tables, opened, config.seed, slot.partial)
         return {f"tasks/{s.table}": float(s.tasks) for s in tables}
 

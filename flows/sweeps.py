@@ -61,8 +61,7 @@ def rows(points: Sequence[Point]) -> list[Row]:
     from flows.report import compared, roles, titled
 
     metrics = points[0].result["metrics"]
-    found = [Row(titled(metrics, role), role, list(points)) for role in roles(metrics)]
-    found += [Row(label.replace("-minus-", " - "), label, list(points)) for label in compared(metrics)]
+    found = [Row(titled(metrics, role), role, list(points)) for role in (*roles(metrics), *compared(metrics))]
     if len({p.result["champion_met"] for p in points}) > 1:  # a row would join several learners
         found = [row for row in found if "champion" not in row.role.split("-minus-")]
     return [row for row in found if all(any(f"/{row.role}/" in m for m in p.result["metrics"]) for p in points)]

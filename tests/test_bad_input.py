@@ -1,6 +1,7 @@
 """Bad input: one line that says what was required, what was received, what to do; exit code 2; before any work."""
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 from workspace import SMOKE, Workspace
 
+from components.contracts import AugmentSection
 from components.inputs import InputError
 from components.learners import store
 from flows import cli, paths
 
+AUGMENT = [field.name for field in dataclasses.fields(AugmentSection)]
 PER_STEP = ["learner=mamlpp", "learner.options.norm=per_step"]
 BAD = {
     "unknown group choice": ["learner=resnet"],
@@ -71,6 +74,12 @@ BAD = {
     "one of several teachers is nobody": ["student.teacher=teacher+someone"],
     "no generations": ["student.generations=0"],
     "a soup of different starts": ["fusion.mode=soup"],
+    "a soup of one": ["fusion.mode=soup", "student.same_start=true", "student.count=1"],
+    "a temperature of values": ["experiment=ratings", "student.recipe.temperature=2"],
+    "temperatures of values that compete": ["experiment=sinusoid", "student.sweep=[{temperature: 2}]", "student.sweep_steps=500"],
+    "a change that changes nothing": ["student.sweep=[{soft_weight: 0.7}]"],
+    "no change": ["student.sweep=[{}]"],
+    "copies that are all alike": ["learner.views=5", *(f"domain.augment.{name}=0" for name in AUGMENT)],
     "a soup with the teacher": ["fusion.mode=soup", "student.same_start=true", "fusion.members=[students,teacher]"],
     "a mean a class of a gradient-based member": ["learner=maml", "fusion.mode=whitened", "fusion.members=[students,teacher]"],
     "a member twice": ["fusion.members=[students,students]"],

@@ -19,7 +19,7 @@ from components.fusion import MODES, Candidate, Members, fuse, ranked, save_best
 from components.inputs import InputError
 from components.learners import store
 from components.learners.fused import FusedLearner
-from components.learners.learner import Learner
+from components.learners.learner import Learner, learner_size
 from components.learners.metric import ProtoNet
 from components.learners.views import once
 from components.learning import FusionSection
@@ -224,6 +224,8 @@ def test_at_one_shot_there_is_no_evidence_and_the_weights_are_those_of_all_tasks
 
 def test_whitening_makes_the_spread_within_training_classes_alike_in_all_directions(small_pool: Pool, small_tasksets: Path) -> None:
     learner = fused(["protonet", "base"], "whitened", [0.4, 0.6])
+    size = len(learner.centre)
+    assert learner_size(learner) == sum(map(learner_size, learner.members)) + size + size**2, "what is fitted in closed form counts too"
     shrinkage = mixing.whiten(learner, small_pool, Validation(small_pool, small_tasksets))
     classes = small_pool.split("train")
     joined, labels = [], []

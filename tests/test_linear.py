@@ -15,7 +15,9 @@ from components.contracts import SplitsSection
 from components.domains import ratings
 from components.domains.options import RatingsOptions
 from components.domains.pool import open_pool, write_pool
-from components.examination import TUNING, tuning_tasks
+from components.examination import tuning_tasks
+from components.fusion import linear_member
+from components.inputs import InputError
 from components.learners import store
 from components.learners.fused import join
 from components.learners.learner import learner_size
@@ -23,7 +25,8 @@ from components.learners.reference import Linear
 from components.linear import DOUBTS, RIDGES, biases, head, member, references
 from components.objectives import OBJECTIVES
 from components.tasks import Examples
-from components.tasksets import TaskSpec, batch, draw
+from components.tasksets import TUNING, TaskSpec, batch, draw, write_tasksets
+from flows.checks import check_new
 from flows.config import load
 
 OPTIONS = replace(RatingsOptions(**load(["experiment=ratings"]).domain.source), co_factors=2)
@@ -76,10 +79,32 @@ def test_a_linear_model_hears_every_user_alike_and_is_stored_as_it_is(tmp_path: 
     tasks = tuning_tasks(pool, replace(load(["experiment=ratings"]).evaluation, settings=["1w3s"], query=4), 0)
     learner, spec = member(pool, tasks)
     store.save(learner, spec, tmp_path / "linear", {"domain": "ratings"}, tmp_path / "pool")
+    store.save(learner, spec, tmp_path / "frozen", {"domain": "ratings", "frozen": True})
+    write_tasksets([TaskSpec("val", "val", 1, 3, 4, "group", 50)], pool, 0, tmp_path / "tasks")
+    beside = linear_member(str(tmp_path / "frozen"), pool, str(tmp_path / "tasks"), tmp_path / "beside")
+    assert store.about(beside) == {"domain": "ratings", "objective": "linear", "start": None}, "it has no backbone that could be frozen"
     again, _, _ = store.load(tmp_path / "linear")
     assert torch.equal(again(tasks[0]), learner(tasks[0])) and learner_size(again) == pool.input_shape[0] + 1
     both = join([again, again], "mixture", [0.5, 0.5], False, pool.input_shape)
     assert torch.allclose(both(tasks[0]), learner(tasks[0]), atol=1e-6)
+
+
+def test_users_by_whom_references_are_tuned_are_looked_at_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pool(
+        ratings.build(replace(OPTIONS, file=str(own(tmp_path, users=40)), min_ratings=9, factors=2)),
+        replace(THREE, shares=THREE.shares | {"gate": 0.2}),
+        "ratings",
+        "x" * 64,
+        tmp_path / "pool",
+    )
+    pool = open_pool(tmp_path / "pool")
+    config = load(["experiment=ratings", "evaluation.settings=[1w5s]", "evaluation.query=4", "tasks.shot=1", "tasks.query=1"])
+    check_new(config, pool.path)
+    counts = pool.counts.copy()
+    counts[pool.split("val")] = 8  # enough for validation tasks
+    monkeypatch.setattr("components.domains.pool.open_pool", lambda path: replace(pool, counts=counts))
+    with pytest.raises(InputError, match=r"references-1w5s: shot=5 and query=4 need 9 items a class in split 'val'.*has 8"):
+        check_new(config, pool.path)
 
 
 def test_biases_are_shrunk_means_of_what_was_said_tuned_on_validation_users(tmp_path: Path) -> None:

@@ -126,12 +126,12 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
         points.append(Point([f"seed={seed}"], {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "champion_met": None, "metrics": metrics}))
     header, rows_ = table(points)
     told = {row[0]: row[1:] for row in rows_}
-    assert list(told) == ["base (30 tasks)", "teacher", "teacher - base"]
+    assert list(told) == ["base (30 tasks)", "teacher", "teacher - base (30 tasks)"]
     gaps = 100 * (own["teacher"] - own["base"])
-    assert told["teacher - base"][0].startswith(f"{gaps.mean():+.2f} ± ")
-    assert told["teacher - base"][0].endswith(f"({gaps.mean(1).min():+.2f} to {gaps.mean(1).max():+.2f})")
+    assert told["teacher - base (30 tasks)"][0].startswith(f"{gaps.mean():+.2f} ± ")
+    assert told["teacher - base (30 tasks)"][0].endswith(f"({gaps.mean(1).min():+.2f} to {gaps.mean(1).max():+.2f})")
     error = header.index("challenge error (20 runs)") - 1
-    assert told["teacher"][error] == "11.00 ± 11.00 (10.00 to 12.00)" and told["teacher - base"][error] == "+11.00 ± 11.00 (+10.00 to +12.00)"
+    assert told["teacher"][error] == "11.00 ± 11.00 (10.00 to 12.00)" and told["teacher - base (30 tasks)"][error] == "+11.00 ± 11.00 (+10.00 to +12.00)"
 
 
 def test_the_cells_of_a_cold_start_pool_the_seeds_too(tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ class FusedLearner(Learner):
             self.register_buffer("sharpness", torch.ones(()))
         if combine == "whitened":
             size = sum(s.numel() for s in self.shapes)
-            self.register_buffer("centre", torch.zeros(size))
-            self.register_buffer("projection", torch.eye(size))
+            self.centre = nn.Parameter(torch.zeros(size), requires_grad=False)  # fitted in closed form; they count as what a learner consists of
+            self.projection = nn.Parameter(torch.eye(size), requires_grad=False)
 
     def _members(self) -> list[Learner]:
         return list(self.members)  # type: ignore[arg-type]
