@@ -312,7 +312,7 @@ def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
     )
     require(
         where == "learner" or section.name not in ("reptile", "imaml"),
-        f"student.learner={section.name} has a rule for its own loss, and students learn by their teachers'. Choose another in a file of conf/student.",
+        f"student.learner={section.name} has a rule for its own loss, and students learn by their teachers'. Choose another: learner@student.learner=<name>.",
     )
     told = f"{where}.views={section.views} average the features of pictures by one encoder for all tasks"
     require(section.views == 1 or (of.encodes and config.backbone.name == "conv"), f"{told}, got {where}={section.name}. Set {where}.views=1.")

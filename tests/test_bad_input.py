@@ -145,7 +145,7 @@ BAD = {
     "canvas not divisible": ["domain.source.size=29"],
     "no devices": ["trainer.devices=0"],
     "a precision that does not exist": ["trainer.precision=64-true"],
-    "a rule of its own loss for a student": ["student.learner.name=reptile"],
+    "a rule of its own loss for a student": ["learner@student.learner=reptile", "backbone.norm=group"],
     "statistics of every step, recomputed": [*PER_STEP, "learner.options.multi_step_loss=false", "learner.checkpoint_inner=true"],
     "statistics of every step on several devices": [*PER_STEP, "trainer=ddp_sim"],
     "no steps on several devices": ["learner=meta_sgd", "learner.options.inner_steps=0", "trainer=ddp_sim"],

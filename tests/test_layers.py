@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, read from the source."""
 
 import ast
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -92,6 +93,26 @@ def test_no_global_random_numbers(path: Path) -> None:
             call = ast.unparse(node.func)
             assert call not in ("np.random.seed", "random.seed", "seed_everything", "pl.seed_everything")
             assert call != "torch.manual_seed" or path.name == "store.py"
+
+
+@pytest.mark.parametrize(
+    "asked, family",
+    [
+        (["experiment=smoke"], "matching"),
+        (["experiment=smoke", "backbone.norm=group"], "maml"),
+        (["experiment=smoke"], "ridge"),
+        (["experiment=sinusoid"], "maml"),
+        (["experiment=navigation"], "policy_gradient"),
+    ],
+)
+def test_students_of_another_family_have_its_own_options_and_begin_from_nothing(asked: list[str], family: str) -> None:
+    from components.learners.options import FAMILIES
+    from flows.config import load
+
+    usual, other = (load([*asked, *more]).student for more in ([], [f"learner@student.learner={family}"]))
+    assert other.learner.name == family != usual.learner.name and other.learner.start == "scratch"
+    assert set(other.learner.options) == {field.name for field in dataclasses.fields(FAMILIES[family].options)}
+    assert (other.learner.fit, other.learner.tasks_per_step, other.widths) == (usual.learner.fit, usual.learner.tasks_per_step, usual.widths)
 
 
 def test_every_experiment_composes(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -100,9 +101,10 @@ def test_users_by_whom_references_are_tuned_are_looked_at_before_any_work(tmp_pa
     pool = open_pool(tmp_path / "pool")
     config = load(["experiment=ratings", "evaluation.settings=[1w5s]", "evaluation.query=4", "tasks.shot=1", "tasks.query=1"])
     check_new(config, pool.path)
-    counts = pool.counts.copy()
+    column, counts = pool.classes.column_names.index("count"), pool.counts.copy()
     counts[pool.split("val")] = 8  # enough for validation tasks
-    monkeypatch.setattr("components.domains.pool.open_pool", lambda path: replace(pool, counts=counts))
+    fewer = replace(pool, classes=pool.classes.set_column(column, "count", pa.array(counts)))
+    monkeypatch.setattr("components.domains.pool.open_pool", lambda path: fewer)
     with pytest.raises(InputError, match=r"references-1w5s: shot=5 and query=4 need 9 items a class in split 'val'.*has 8"):
         check_new(config, pool.path)
 
