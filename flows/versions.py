@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,16 +163,19 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
     actual = tree_md5(target)
     if expected is not None and actual == expected and usable():
         return Pinned(domain.name, str(target), expected, str(whole), str(text), "already there", False)
-    if where is None and not write and (own := _newer(domain, actual)):
+    own = _newer(domain, actual) if where is None else None
+    if own is not None and not write:
         return Pinned(domain.name, str(target), str(actual), str(read_pin(own)[0]), own, f"already there, newer than {PIN}", False)
-    with holds.changed(domain.name):
-        return _renew(domain, text, where, write, mirror, usable, accept)
+    with nullcontext() if own is not None else holds.changed(domain.name):
+        return _renew(domain, text, where, write, mirror, usable, accept, own is not None)
 
 
-def _renew(domain: DomainSection, text: str | None, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool], accept: Accept) -> Pinned:
+def _renew(
+    domain: DomainSection, text: str | None, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool], accept: Accept, newer: bool
+) -> Pinned:
+    """Bring the pinned data back, else make a new version: of what the source gives, or of what is there where it is `newer` than the pin."""
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
-    newer = where is None and _newer(domain, tree_md5(target)) is not None
     if not newer and target.exists() and expected is not None and tree_md5(target) != expected:
         _say(f"data/{domain.name} is not what {PIN} pins (changed or partly deleted): restoring it")
     if not newer and expected is not None and text is not None and _restore(text, domain.name, target) and tree_md5(target) == expected and usable():

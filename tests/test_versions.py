@@ -190,7 +190,8 @@ def test_data_that_the_checkout_does_not_pin_are_built_once(project: Path, capsy
     assert pin_data(newest, None, False, None).how.startswith("built from its source"), "what was changed is no such data"
     assert pin_data(domain(), None, False, None).how == "restored by DVC" and (project / "data.dvc").read_text() == before
     pin_data(newest, None, False, None)
-    written = pin_data(newest, None, True, None)
+    with user(project):
+        written = pin_data(newest, None, True, None)
     assert written.how == "already there, a new version" and read_pin((project / "data.dvc").read_text())[1]["glyphs"] == made.md5
     assert pin_data(newest, None, True, None).how == "already there"
 
