@@ -46,7 +46,7 @@ class ItemBatches:
 
 def bent(x: Tensor, options: AugmentSection, each: int, seeds: Iterable[int]) -> Tensor:
     """Bend pictures [N, C, H, W] by draws from one seed for every `each` of them; vectors stay as they are."""
-    if x.ndim != 4 or not any(vars(options).values()):
+    if x.ndim != 4 or not options.bends:
         return x
     random = torch.cat([images.draws(each, torch.Generator().manual_seed(seed)) for seed in seeds])
     return images.bend(x, random, options)

@@ -58,6 +58,11 @@ class AugmentSection:
         for name, value in vars(self).items():
             require(value >= 0, f"domain.augment.{name} must be at least 0, got {value}. Set 0 to switch it off.")
 
+    @property
+    def bends(self) -> bool:
+        """Tell whether pictures are bent at all."""
+        return any(vars(self).values())
+
 
 @dataclass
 class DomainSection:

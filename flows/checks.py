@@ -256,8 +256,10 @@ def _check_fusion(config: Config) -> None:
         fits = not asked or encode or not _asks_features(config)
         require(fits, f"fusion.{where} is taught with what not all members have: {FEATURES}. Set fusion.{where}.steps=0.")
     encoders = encode and config.backbone.name == "conv"
-    bent = any(vars(config.domain.augment).values())
-    require(own.views == 1 or bent, f"fusion.views={own.views} averages bent copies of a picture, got domain.augment of zeros. Set fusion.views=1.")
+    require(
+        own.views == 1 or config.domain.augment.bends,
+        f"fusion.views={own.views} averages bent copies of a picture, got domain.augment of zeros. Set fusion.views=1.",
+    )
     require(own.views == 1 or encoders, f"fusion.views={own.views} average features of pictures, which not all members make. Set fusion.views=1.")
     single = mode != "greedy" or config.domain.objective != "ranking"
     require(single, f"fusion.mode=greedy needs a loss of single answers, got domain {config.domain.name}, which asks for an order. Use fusion.mode=average.")
@@ -316,8 +318,8 @@ def _check_learner(where: str, section: LearnerSection, config: Config) -> None:
     )
     told = f"{where}.views={section.views} average the features of pictures by one encoder for all tasks"
     require(section.views == 1 or (of.encodes and config.backbone.name == "conv"), f"{told}, got {where}={section.name}. Set {where}.views=1.")
-    bent = any(vars(domain.augment).values())
-    require(section.views == 1 or bent, f"{where}.views={section.views} averages bent copies of a picture, got domain.augment of zeros. Set {where}.views=1.")
+    told = f"{where}.views={section.views} averages bent copies of a picture, got domain.augment of zeros"
+    require(section.views == 1 or domain.augment.bends, f"{told}. Set {where}.views=1.")
     require(
         section.name != "local" or config.backbone.name == "conv", f"{where}=local needs feature maps, got backbone={config.backbone.name}. Use backbone=conv4."
     )
