@@ -126,13 +126,8 @@ def ranked(candidates: list[Candidate]) -> list[Candidate]:
     """Return the chosen one and then the others, best first; `candidates` in the order of MODES, the plainest first."""
     sign = candidates[0].learner.objective.sign
     order = sorted(candidates, key=lambda c: (not c.by_task.isfinite().all(), -sign * c.by_task.mean().item(), c.scores["loss"]))
-    chosen = next((c for c in candidates if _as_good(sign * (order[0].by_task - c.by_task))), order[0])
+    chosen = next((c for c in candidates if mixing.as_good(sign * (order[0].by_task - c.by_task))), order[0])
     return [chosen, *(c for c in order if c is not chosen)]
-
-
-def _as_good(lost: Tensor) -> bool:
-    """Tell whether what is lost on each task [T] is a number and at most its standard error."""
-    return bool(lost.mean() <= lost.std() / len(lost) ** 0.5)
 
 
 Built = tuple[Learner, store.Spec, list[float]]
@@ -192,7 +187,7 @@ def _whitened(asked: Request) -> Built:
     learner, spec, weights = _mixed(asked.members, "whitened", asked.weights, False)
     assert isinstance(learner, FusedLearner)
     mixing.whiten(learner, asked.pool, asked.validation)
-    return learner, spec, weights
+    return learner, spec | {"directions": learner.axes.shape[1]}, weights
 
 
 def _joint(asked: Request) -> Built:

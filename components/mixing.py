@@ -12,9 +12,11 @@ from components.inputs import require
 from components.learners.fused import FusedLearner
 from components.learners.learner import Learner
 from components.networks import BatchNorm
-from components.validation import Validation, encode_items, validate
+from components.validation import Validation, by_task, encode_items, validate
 
 SHRINKAGE = (0.03, 0.1, 0.3, 1.0, 3.0)  # of the covariance within classes towards a multiple of the identity
+DIRECTIONS = (1 / 8, 1 / 4, 1 / 2, 1.0)  # of those of joined features: what is mapped
+MEASURED = 10_000  # training items that a covariance is measured on
 PREFERENCE = (0.0, 1.0, 3.0, 100.0)  # for policies with a greater return: none at first, at last the best speaks alone
 SHARPNESS = (0.0, 0.25, 0.5, 1.0, 2.0)  # of support-conditioned weights; 1 is the posterior over members
 
@@ -114,32 +116,46 @@ def sharpen(learner: FusedLearner, validation: Validation) -> float:
 
 
 @torch.no_grad()
-def whiten(learner: FusedLearner, pool: Pool, validation: Validation, items: int = 8) -> float:
+def whiten(learner: FusedLearner, pool: Pool, validation: Validation) -> float:
     """Map joined features so that within the training classes they vary alike in all directions; return the shrinkage that validation chose.
 
-    x -> (x - m) (S_w + c tr(S_w) / D)^(-1/2), m the mean and S_w the covariance within classes of `items` items of each training class
+    x -> (x - m) (S_w + c tr(S_w) / D)^(-1/2), m the mean and S_w the covariance within classes of MEASURED items, as many of each training class
     (within-class covariance normalisation, Hatch et al. 2006, Interspeech; the mean as in Wang et al. 2019, arXiv:1911.04623).
+
+    A map of all directions may have more numbers than the members. So the spread is taken to be alike but in the K directions of the greatest one
+    (as in probabilistic principal components, Tipping and Bishop 1999, J. R. Stat. Soc. B 61(3)), which are brought to the mean of the others; K is
+    the least of DIRECTIONS with which validation tasks lose no more than a standard error of what they have by the best.
     """
     classes = pool.split("train")
+    items = max(2, MEASURED // len(classes))
     chosen = np.concatenate([pool.first[c] + np.arange(min(items, pool.counts[c])) for c in classes])
     labels = torch.from_numpy(np.repeat(np.arange(len(classes)), np.minimum(items, pool.counts[classes])).astype(np.int64))
-    learner.eval().centre.zero_()
-    learner.projection.copy_(torch.eye(len(learner.projection)))
-    features = encode_items(learner, images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[chosen]))))
-    joined = learner.side_by_side(features[None])[0].double()
-    sums = torch.zeros(len(classes), joined.shape[1], dtype=torch.float64).index_add_(0, labels, joined)
+    features = encode_items(learner.eval(), images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[chosen]))))
+    joined = learner.joined(features[None])[0].double()
+    centre, sums = joined.mean(0), torch.zeros(len(classes), joined.shape[1], dtype=torch.float64).index_add_(0, labels, joined)
     within = joined - (sums / torch.bincount(labels).unsqueeze(1))[labels]
     values, vectors = torch.linalg.eigh(within.T @ within / len(within))
     values, mean = values.clamp_min(0), values.clamp_min(0).mean()
-    score, sign = learner.objective.score_name, learner.objective.sign
-    found = {}
-    learner.centre.copy_(joined.mean(0))
-    for shrinkage in SHRINKAGE:
-        learner.projection.copy_(vectors @ torch.diag((values + shrinkage * mean).rsqrt()) @ vectors.T)
-        found[shrinkage] = sign * validate(learner, validation)[score]
-    best = max(SHRINKAGE, key=lambda shrinkage: found[shrinkage])
-    learner.projection.copy_(vectors @ torch.diag((values + best * mean).rsqrt()) @ vectors.T)
+
+    def spread(share: float, shrinkage: float) -> Tensor:
+        """Map the leading directions of the given share; return the validation tasks' scores, greater is better."""
+        count = max(1, int(share * len(values)))
+        rest = values[:-count].mean() if count < len(values) else values[0]
+        kept = 1 - ((rest + shrinkage * mean) / (values[-count:] + shrinkage * mean)).sqrt()
+        learner.map_by(centre.float(), (vectors[:, -count:] * kept.sqrt()).float())
+        return learner.objective.sign * by_task(learner, validation)[learner.objective.score_name]
+
+    best = max(SHRINKAGE, key=lambda shrinkage: spread(1.0, shrinkage).mean().item())
+    whole = spread(1.0, best)
+    for share in DIRECTIONS:
+        if as_good(whole - spread(share, best)):
+            break
     return best
+
+
+def as_good(lost: Tensor) -> bool:
+    """Tell whether what is lost on each task [T] is a number and at most its standard error."""
+    return bool(lost.mean() <= lost.std() / len(lost) ** 0.5)
 
 
 def soup(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

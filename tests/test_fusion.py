@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import eigh
 from scipy.optimize import minimize
 from tasks_for_tests import predict, spec, tasks
 from torch.nn.functional import cross_entropy, log_softmax, softmax
@@ -222,26 +223,32 @@ def test_at_one_shot_there_is_no_evidence_and_the_weights_are_those_of_all_tasks
     assert torch.allclose(weights, torch.tensor([0.2, 0.8]).expand_as(weights))
 
 
-def test_whitening_makes_the_spread_within_training_classes_alike_in_all_directions(small_pool: Pool, small_tasksets: Path) -> None:
-    learner = fused(["protonet", "base"], "whitened", [0.4, 0.6])
-    size = len(learner.centre)
-    assert learner_size(learner) == sum(map(learner_size, learner.members)) + size + size**2, "what is fitted in closed form counts too"
-    shrinkage = mixing.whiten(learner, small_pool, Validation(small_pool, small_tasksets))
-    classes = small_pool.split("train")
-    joined, labels = [], []
-    with torch.no_grad():
-        for label, c in enumerate(classes):
-            own = small_pool.first[c] + np.arange(8)
-            x = torch.from_numpy(small_pool.inputs[own]).unsqueeze(1).float() / 255
-            parts = [torch.nn.functional.normalize(m.encode(x).flatten(1), dim=-1) * w.sqrt() for m, w in zip(learner.members, learner.weights, strict=True)]
-            joined.append(torch.cat(parts, 1).double().numpy())
-            labels += [label] * 8
-    spread = np.concatenate([x - x.mean(0) for x in joined])
-    covariance = spread.T @ spread / len(spread)
-    shrunk = covariance + shrinkage * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    mapped = learner.projection.double().numpy().T @ shrunk @ learner.projection.double().numpy()
-    assert np.allclose(mapped, np.eye(len(mapped)), atol=1e-3)
-    assert np.allclose(learner.centre.numpy(), np.concatenate(joined).mean(0), atol=1e-5)
+def test_whitening_makes_the_spread_within_training_classes_alike(small_pool: Pool, small_tasksets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validation, classes = Validation(small_pool, small_tasksets), small_pool.split("train")
+    for shares in ((1.0,), (0.125, 1.0)):
+        learner = fused(["protonet", "base"], "whitened", [0.4, 0.6])
+        size = len(learner.centre)
+        monkeypatch.setattr(mixing, "DIRECTIONS", shares)
+        shrinkage = mixing.whiten(learner, small_pool, validation)
+        joined = []
+        with torch.no_grad():
+            for c in classes:
+                x = torch.from_numpy(small_pool.inputs[small_pool.first[c] + np.arange(small_pool.counts[c])]).unsqueeze(1).float() / 255
+                features = [torch.nn.functional.normalize(member.encode(x).flatten(1), dim=-1) for member in learner.members]
+                parts = [own * weight.sqrt() for own, weight in zip(features, learner.weights, strict=True)]
+                joined.append(torch.cat(parts, 1).double().numpy())
+        spread = np.concatenate([x - x.mean(0) for x in joined])
+        covariance = spread.T @ spread / len(spread)
+        shrunk = covariance + shrinkage * np.trace(covariance) / size * np.eye(size)
+        axes = learner.axes.detach().double().numpy()
+        whole = np.eye(size) - axes @ axes.T
+        values, vectors = eigh(shrunk)
+        found, kept = vectors.T @ whole @ shrunk @ whole @ vectors, axes.shape[1]
+        level = values[0] if kept == size else values[:-kept].mean()
+        assert np.allclose(found, np.diag(np.where(np.arange(size) >= size - kept, level, values)), atol=1e-3 * level)
+        assert kept == int(shares[0] * size), "of these members a few directions say as much as all"
+        assert np.allclose(learner.centre.numpy(), np.concatenate(joined).mean(0), atol=1e-5)
+        assert learner_size(learner) == sum(map(learner_size, learner.members)) + size + size * kept, "what is fitted in closed form counts too"
 
 
 def test_a_soup_is_the_mean_and_that_of_equal_weights_the_identity() -> None:

@@ -15,11 +15,13 @@ from components.tasks import Examples
 SIDE_BY_SIDE = ("concat", "whitened")
 
 
-def join(members: list[Learner], combine: str, weights: list[float], joint: bool, input_shape: tuple[int, ...]) -> "FusedLearner | FusedPolicy":
-    """Return the members as one learner; policies become a policy."""
+def join(
+    members: list[Learner], combine: str, weights: list[float], joint: bool, input_shape: tuple[int, ...], directions: int | None = None
+) -> "FusedLearner | FusedPolicy":
+    """Return the members as one learner; policies become a policy. `directions`: how many a whitened one's map changes, else all."""
     policies = [m for m in members if isinstance(m, Policy)]
     if not policies:
-        return FusedLearner(members, combine, weights, joint, input_shape)
+        return FusedLearner(members, combine, weights, joint, input_shape, directions)
     require(
         len(policies) == len(members) and combine == "mixture" and not joint,
         f"Policies are fused by the product of what they would do, got {combine}. Use average or weights.",
@@ -39,10 +41,12 @@ class FusedLearner(Learner):
 
     weights: Tensor
     sharpness: Tensor
-    centre: Tensor
-    projection: Tensor
+    centre: nn.Parameter
+    axes: nn.Parameter
 
-    def __init__(self, members: list[Learner], combine: str, weights: list[float], joint: bool, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, members: list[Learner], combine: str, weights: list[float], joint: bool, input_shape: tuple[int, ...], directions: int | None = None
+    ) -> None:
         super().__init__()
         gradient = [isinstance(m, Maml) for m in members]
         require(
@@ -71,8 +75,12 @@ class FusedLearner(Learner):
             self.register_buffer("sharpness", torch.ones(()))
         if combine == "whitened":
             size = sum(s.numel() for s in self.shapes)
-            self.centre = nn.Parameter(torch.zeros(size), requires_grad=False)  # fitted in closed form; they count as what a learner consists of
-            self.projection = nn.Parameter(torch.eye(size), requires_grad=False)
+            self.map_by(torch.zeros(size), torch.zeros(size, directions or size))
+
+    def map_by(self, centre: Tensor, axes: Tensor) -> None:
+        """Map joined features x [D] to y - (y @ axes) @ axes.T with y = x - centre; `centre` [D], `axes` [D, directions] of float32."""
+        self.centre = nn.Parameter(centre, requires_grad=False)  # fitted in closed form; they count as what a learner consists of
+        self.axes = nn.Parameter(axes, requires_grad=False)
 
     def _members(self) -> list[Learner]:
         return list(self.members)  # type: ignore[arg-type]
@@ -87,9 +95,15 @@ class FusedLearner(Learner):
 
     def side_by_side(self, features: Tensor) -> Tensor:
         """Return features [T, N, sum of sizes] of length one, each member's share of it by its weight; mapped where they are whitened."""
-        parts = [F.normalize(part, dim=-1) * w.sqrt() for part, w in zip(self.split(features), self.weights, strict=True)]
-        joined = torch.cat(parts, -1)
-        return F.normalize((joined - self.centre) @ self.projection, dim=-1) if self.combine == "whitened" else joined
+        joined = self.joined(features)
+        if self.combine != "whitened":
+            return joined
+        centred = joined - self.centre
+        return F.normalize(centred - centred @ self.axes @ self.axes.T, dim=-1)
+
+    def joined(self, features: Tensor) -> Tensor:
+        """Return features [T, N, sum of sizes], each member's part of the length that its weight gives it, before any map."""
+        return torch.cat([F.normalize(part, dim=-1) * w.sqrt() for part, w in zip(self.split(features), self.weights, strict=True)], -1)
 
     def adapt_features(self, support: Examples) -> Adapted:
         if self.combine in SIDE_BY_SIDE:

@@ -6,6 +6,7 @@ Whoever gives an option, a key or a part of a learner another name, or adds one,
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from components.learners.options import FAMILIES
@@ -45,4 +46,8 @@ def weights(spec: dict[str, Any], state: dict[str, Tensor], prefix: str = "") ->
         from components.learners.policy_gradient import ROUNDS
 
         state = state | {rates: state[rates].expand(ROUNDS, -1)}
+    if f"{prefix}projection" in state and spec["name"] == "fused":  # x @ M; a cosine does not see that M is 1 - A A^T but for its scale
+        values, vectors = torch.linalg.eigh(state[f"{prefix}projection"].double())
+        axes = (vectors * (1 - values / values.max()).clamp_min(0).sqrt()).float()
+        state = {key: value for key, value in state.items() if key != f"{prefix}projection"} | {f"{prefix}axes": axes}
     return state

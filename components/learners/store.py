@@ -62,7 +62,8 @@ def build(spec: Spec, seed: int = 0) -> Learner:
     shape, objective = tuple(spec["input_shape"]), spec["objective"]
     if spec["name"] == "fused":
         fused = importlib.import_module("components.learners.fused")
-        learner: Learner = fused.join([build(member) for member in spec["members"]], spec["combine"], spec["weights"], spec["joint"], shape)
+        members = [build(member) for member in spec["members"]]
+        learner: Learner = fused.join(members, spec["combine"], spec["weights"], spec["joint"], shape, spec.get("directions"))
         return learner
     if spec["name"] == "views":
         views = importlib.import_module("components.learners.views").Views
