@@ -19,7 +19,7 @@ from components.learners.learner import Learner, learner_size
 from components.learners.views import Views
 from components.learning import FusionSection
 from components.lineage import lineage
-from components.validation import Validation, by_task, calibrate
+from components.validation import Validation, by_task, calibrate, encode_items
 
 CANDIDATES = "candidates"  # folder of an output that holds every way of joining that was built
 LEAST = 1e-4  # of a weight: who has less is left out
@@ -111,8 +111,9 @@ def fuse(
             continue
         if section.views > 1:
             learner, spec = Views(learner, section.views, augment).eval(), store.views_spec(spec, section.views, augment)
-        calibrate(learner, validation)
-        own, more = by_task(learner, validation), by_task(learner, validation.with_shots(MORE_SHOTS))
+        features = encode_items(learner.eval(), validation.items)
+        calibrate(learner, validation, features)
+        own, more = (by_task(learner, tasks, features=features) for tasks in (validation, validation.with_shots(MORE_SHOTS)))
         scores = {name: values.mean().item() for name, values in (*own.items(), *((f"more_{k}", v) for k, v in more.items()))}
         score = learner.objective.score_name
         candidates.append(Candidate(name, learner, spec, weighed, scores, own[score] + more[score]))

@@ -130,12 +130,13 @@ def whiten(learner: FusedLearner, pool: Pool, validation: Validation) -> float:
     items = max(2, MEASURED // len(classes))
     chosen = np.concatenate([pool.first[c] + np.arange(min(items, pool.counts[c])) for c in classes])
     labels = torch.from_numpy(np.repeat(np.arange(len(classes)), np.minimum(items, pool.counts[classes])).astype(np.int64))
-    features = encode_items(learner.eval(), images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[chosen]))))
-    joined = learner.joined(features[None])[0].double()
+    measured = encode_items(learner.eval(), images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[chosen]))))
+    joined = learner.joined(measured[None])[0].double()
     centre, sums = joined.mean(0), torch.zeros(len(classes), joined.shape[1], dtype=torch.float64).index_add_(0, labels, joined)
     within = joined - (sums / torch.bincount(labels).unsqueeze(1))[labels]
     values, vectors = torch.linalg.eigh(within.T @ within / len(within))
     values, mean = values.clamp_min(0), values.clamp_min(0).mean()
+    features = encode_items(learner, validation.items)  # which no map changes
 
     def spread(share: float, shrinkage: float) -> Tensor:
         """Map the leading directions of the given share; return the validation tasks' scores, greater is better."""
@@ -143,7 +144,7 @@ def whiten(learner: FusedLearner, pool: Pool, validation: Validation) -> float:
         rest = values[:-count].mean() if count < len(values) else values[0]
         kept = 1 - ((rest + shrinkage * mean) / (values[-count:] + shrinkage * mean)).sqrt()
         learner.map_by(centre.float(), (vectors[:, -count:] * kept.sqrt()).float())
-        return learner.objective.sign * by_task(learner, validation)[learner.objective.score_name]
+        return learner.objective.sign * by_task(learner, validation, features=features)[learner.objective.score_name]
 
     best = max(SHRINKAGE, key=lambda shrinkage: spread(1.0, shrinkage).mean().item())
     whole = spread(1.0, best)

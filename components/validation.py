@@ -52,9 +52,10 @@ def encode_items(learner: Learner, items: Tensor, size: int = 1000) -> Tensor:
 
 
 @torch.no_grad()
-def by_task(learner: Learner, validation: Validation, device: torch.device | None = None) -> dict[str, Tensor]:
-    """Return loss and score of each validation task [T], with calibrated outputs."""
-    objective, features = learner.objective, encode_items(learner.eval(), validation.items.to(device or torch.device("cpu")))
+def by_task(learner: Learner, validation: Validation, device: torch.device | None = None, features: Tensor | None = None) -> dict[str, Tensor]:
+    """Return loss and score of each validation task [T], with calibrated outputs; `features` are the encoded items, where these are at hand."""
+    objective, learner = learner.objective, learner.eval()
+    features = encode_items(learner, validation.items.to(device or torch.device("cpu"))) if features is None else features
     found: dict[str, list[Tensor]] = {"loss": [], objective.score_name: []}
     for task in validation.task_batches(features):
         outputs = learner.predict_features(learner.adapt_features(task.support), task.query.x) / learner.temperature
@@ -69,8 +70,8 @@ def validate(learner: Learner, validation: Validation, device: torch.device | No
 
 
 @torch.no_grad()
-def calibrate(learner: Learner, validation: Validation) -> float:
-    """Set the learner's temperature to the one with the least validation loss, by golden-section search over its logarithm.
+def calibrate(learner: Learner, validation: Validation, features: Tensor | None = None) -> float:
+    """Set the learner's temperature to the one with the least validation loss, by golden-section search over its logarithm; `features` as above.
 
     Guo et al. 2017, arXiv:1706.04599, sec. 4.2. The order of classes, hence accuracy, does not change. Values have no temperature.
     """
@@ -78,7 +79,7 @@ def calibrate(learner: Learner, validation: Validation) -> float:
     learner.temperature.fill_(1.0)
     if learner.objective.name != "cross_entropy":
         return 1.0
-    features = encode_items(learner, validation.items)
+    features = encode_items(learner, validation.items) if features is None else features
     logits, labels = [], []
     for task in validation.task_batches(features):
         logits.append(learner.predict_features(learner.adapt_features(task.support), task.query.x).flatten(0, 1))
