@@ -185,7 +185,7 @@ def _concat(asked: Request) -> Built:
 
 
 def _whitened(asked: Request) -> Built:
-    learner, spec, weights = _mixed(asked.members, "whitened", asked.weights, False)
+    learner, spec, weights = _mixed(asked.members, "whitened", _equal(asked.members), False)  # the map sets how much a direction says
     assert isinstance(learner, FusedLearner)
     mixing.whiten(learner, asked.pool, asked.validation)
     return learner, spec | {"directions": learner.axes.shape[1]}, weights

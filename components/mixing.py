@@ -124,7 +124,7 @@ def whiten(learner: FusedLearner, pool: Pool, validation: Validation) -> float:
 
     A map of all directions may have more numbers than the members. So the spread is taken to be alike but in the K directions of the greatest one
     (as in probabilistic principal components, Tipping and Bishop 1999, J. R. Stat. Soc. B 61(3)), which are brought to the mean of the others; K is
-    the least of DIRECTIONS with which validation tasks lose no more than a standard error of what they have by the best.
+    the least of DIRECTIONS with which, at its own best c, validation tasks lose no more than a standard error against the best.
     """
     classes = pool.split("train")
     items = max(2, MEASURED // len(classes))
@@ -138,7 +138,7 @@ def whiten(learner: FusedLearner, pool: Pool, validation: Validation) -> float:
     values, mean = values.clamp_min(0), values.clamp_min(0).mean()
     features = encode_items(learner, validation.items)  # which no map changes
 
-    def spread(share: float, shrinkage: float) -> Tensor:
+    def scores(share: float, shrinkage: float) -> Tensor:
         """Map the leading directions of the given share; return the validation tasks' scores, greater is better."""
         count = max(1, int(share * len(values)))
         rest = values[:-count].mean() if count < len(values) else values[0]
@@ -146,12 +146,12 @@ def whiten(learner: FusedLearner, pool: Pool, validation: Validation) -> float:
         learner.map_by(centre.float(), (vectors[:, -count:] * kept.sqrt()).float())
         return learner.objective.sign * by_task(learner, validation, features=features)[learner.objective.score_name]
 
-    best = max(SHRINKAGE, key=lambda shrinkage: spread(1.0, shrinkage).mean().item())
-    whole = spread(1.0, best)
-    for share in DIRECTIONS:
-        if as_good(whole - spread(share, best)):
-            break
-    return best
+    found = {(share, shrinkage): scores(share, shrinkage) for share in DIRECTIONS for shrinkage in SHRINKAGE}
+    best = {share: max(SHRINKAGE, key=lambda shrinkage: found[share, shrinkage].mean().item()) for share in DIRECTIONS}
+    most = max((found[choice] for choice in best.items()), key=lambda scored: scored.mean().item())
+    share, shrinkage = next((choice for choice in best.items() if as_good(most - found[choice])), (1.0, best[1.0]))
+    scores(share, shrinkage)
+    return shrinkage
 
 
 def as_good(lost: Tensor) -> bool:
