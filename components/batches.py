@@ -63,6 +63,8 @@ class TaskBatches:
     With `turns`, each class of a task is turned by a draw of its own: characters turned or mirrored are further classes.
     """
 
+    cutmix = 0.0  # share of the tasks whose classes are joined of two
+
     def __init__(self, pool: Pool, table: TaskTable, per_step: int, seed: int, augment: AugmentSection, turns: int = 1) -> None:
         self.pool, self.table, self.per_step, self.seed, self.options, self.turns = pool, table, per_step, seed, augment, turns
 
@@ -85,6 +87,12 @@ class TaskBatches:
         if self.turns > 1 and x.ndim == 5:
             drawn = np.stack([below(bits(key_of(self.seed, "task turns", n), np.arange(way, dtype=np.uint64)), self.turns) for n in numbers])
             x = turned(x, np.concatenate([drawn.repeat(n, 1) for n in sizes], 1))
+        if self.cutmix:
+            for task, number in zip(x, numbers, strict=True):
+                chosen, across = below(bits(key_of(self.seed, "task cutmix", number), np.arange(2, dtype=np.uint64)), 1000)
+                if chosen < 1000 * self.cutmix:
+                    for part, n in zip(torch.split(task, [way * n for n in sizes]), sizes, strict=True):
+                        images.join_halves(part.view(way, n, *part.shape[1:]), bool(across % 2))
         x = bent(x.flatten(0, 1), self.options, flat.shape[1], (seed_of(self.seed, "task augment", n) for n in numbers)).reshape(x.shape)
         if self.pool.targets is None:
             y = torch.cat([torch.arange(way).repeat_interleave(n) for n in sizes]).expand(len(flat), -1)
@@ -99,7 +107,7 @@ class LessonBatches(TaskBatches):
 
     def __init__(self, pool: Pool, table: TaskTable, per_step: int, seed: int, augment: AugmentSection, recipe: RecipeSection, turns: int = 1) -> None:
         super().__init__(pool, table, per_step, seed, augment, turns)
-        self.more, self.noise, self.unlabelled = recipe.teacher_shots, recipe.noise, recipe.unlabelled
+        self.more, self.noise, self.unlabelled, self.cutmix = recipe.teacher_shots, recipe.noise, recipe.unlabelled, recipe.cutmix
         self.items = pool.items(pool.split("train"))
         check_shots(pool, table.support.shape[2], table.query.shape[2], self.more)
 

@@ -135,7 +135,7 @@ class RecipeSection:
     `soft_weight` mixes the teachers' outputs at `temperature` (1) with the tasks' own labels (0). Added to that: `class_weight` times soft
     outputs over the training classes, `feature_weight` times features, `relation_weight` times distances within a task. The teachers
     adapt to `teacher_shots` more examples a class than the student, whose own are blurred by `noise` (standard deviation, inputs in [0, 1]);
-    `unlabelled` further inputs a task are answered by both.
+    `unlabelled` further inputs a task are answered by both. Of a share `cutmix` of the tasks, pictures are joined of halves of two classes'.
     """
 
     temperature: float
@@ -146,10 +146,12 @@ class RecipeSection:
     teacher_shots: int
     noise: float
     unlabelled: int
+    cutmix: float
 
     def __post_init__(self) -> None:
         positive(**{"student.recipe.temperature": self.temperature})
         require(0 <= self.soft_weight <= 1, f"student.recipe.soft_weight must lie in [0, 1], got {self.soft_weight}. It mixes teacher and labels.")
+        require(0 <= self.cutmix <= 1, f"student.recipe.cutmix must lie in [0, 1], got {self.cutmix}. It is a share of the tasks.")
         for name in ("class_weight", "feature_weight", "relation_weight", "teacher_shots", "noise", "unlabelled"):
             value = getattr(self, name)
             require(value >= 0, f"student.recipe.{name} must be at least 0, got {value}. Set 0 to switch it off.")

@@ -26,6 +26,8 @@ def check(config: Config) -> None:
     for name, turns in (("base.turns", config.base.turns), ("tasks.turns", config.tasks.turns)):
         told = f"{name} must be 1 in domain {domain.name}, whose items are no pictures, got {turns}. Use {name}=1."
         require(drawn or turns == 1, told)
+    cut = any(recipe.cutmix for recipe in (config.student.recipe, *config.student.recipes().values()))
+    require(drawn or not cut, f"student.recipe.cutmix joins pictures, which domain {domain.name} lacks. Set it to 0.")
     bent = [f"domain.augment.{name}" for name, value in vars(domain.augment).items() if value and not drawn]
     told = f"base.label_smoothing must be 0 in domain {domain.name}, whose items have no classes, got {config.base.label_smoothing}. Set it to 0."
     require(domain.objective == "cross_entropy" or not config.base.label_smoothing, told)

@@ -57,6 +57,8 @@ BAD = {
     "a group in two splits": ["domain.splits.val=[Lao]"],
     "too many students": ["student.count=9"],
     "soft weight above one": ["student.recipe.soft_weight=1.5"],
+    "a share above one": ["student.recipe.cutmix=1.5"],
+    "halves of what is no picture": ["experiment=sinusoid", "student.sweep=[{cutmix: 0.5}]"],
     "a sweep of nothing known": ["student.sweep=[{hardness: 1}]"],
     "a sweep of half examples": ["student.sweep=[{teacher_shots: 1.5}]"],
     "a sweep out of range": ["student.sweep=[{temperature: 0}]"],

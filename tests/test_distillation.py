@@ -24,7 +24,9 @@ from components.tasks import Examples, Lesson
 from components.tasksets import read_table
 
 NONE, BENT = AugmentSection(0, 0, 0, 0, 0), AugmentSection(9, 0.15, 0.15, 0.05, 0.03)
-PLAIN = RecipeSection(temperature=4.0, soft_weight=0.0, class_weight=0.0, feature_weight=0.0, relation_weight=0.0, teacher_shots=0, noise=0.0, unlabelled=0)
+PLAIN = RecipeSection(
+    temperature=4.0, soft_weight=0.0, class_weight=0.0, feature_weight=0.0, relation_weight=0.0, teacher_shots=0, noise=0.0, unlabelled=0, cutmix=0.0
+)
 
 
 def lesson(unlabelled: int = 0, **more) -> Lesson:
@@ -236,6 +238,29 @@ def test_a_teacher_has_more_and_clearer_examples_that_are_nobodys_query(small_po
             assert any(same(given.taught.x[t, i], small_pool, j) for j in small_pool.items(np.array([own])))
 
 
+def test_classes_are_joined_of_halves_of_two_alike_in_all_their_pictures(small_pool: Pool, small_tasksets) -> None:
+    whole, always, some = (lessons(small_pool, small_tasksets, turns=8, teacher_shots=2, cutmix=share) for share in (0.0, 1.0, 0.5))
+    ways, kept = [], []
+    for step in range(25):
+        plain, cut, half = (drawn(step, 0, 1) for drawn in (whole, always, some))
+        for t in range(4):
+            kept.append(torch.equal(half.query.x[t], plain.query.x[t]))
+            assert kept[-1] or torch.equal(half.taught.x[t], cut.taught.x[t])
+            parts = [(plain.query.x[t], cut.query.x[t]), (plain.support.x[t], cut.support.x[t])]
+            shots = len(plain.support.x[t])
+            parts += [(plain.taught.x[t, :shots], cut.taught.x[t, :shots]), (plain.taught.x[t, shots:], cut.taught.x[t, shots:])]
+            fits = []
+            for before, after in parts:
+                own = before.unflatten(0, (4, -1))
+                following = own[[1, 2, 3, 0]]
+                beside = torch.cat([own[..., :14], following[..., 14:]], -1).flatten(0, 1)
+                below = torch.cat([own[..., :14, :], following[..., 14:, :]], -2).flatten(0, 1)
+                fits.append((torch.equal(after, beside), torch.equal(after, below)))
+            assert fits in ([(True, False)] * 4, [(False, True)] * 4)
+            ways.append(fits[0][0])
+    assert 0.3 < np.mean(ways) < 0.7 and 0.3 < np.mean(kept) < 0.7
+
+
 def same(x: torch.Tensor, pool: Pool, item: int) -> bool:
     return torch.equal(x, images.prepare(torch.from_numpy(np.array(pool.inputs[item]))))
 
@@ -246,7 +271,7 @@ def test_too_few_examples_for_the_teacher_are_told(small_pool: Pool, small_tasks
 
 
 def test_two_processes_share_the_lessons_of_one(small_pool: Pool, small_tasksets) -> None:
-    drawn = lessons(small_pool, small_tasksets, turns=8, teacher_shots=2, noise=0.1, unlabelled=2)
+    drawn = lessons(small_pool, small_tasksets, turns=8, teacher_shots=2, noise=0.1, unlabelled=2, cutmix=0.5)
     whole, ranks = drawn(5, 0, 1), [drawn(5, rank, 2) for rank in (0, 1)]
     for name in ("support", "query", "taught"):
         for i in range(4):

@@ -26,6 +26,18 @@ def turn(x: Tensor, turns: Tensor) -> Tensor:
     return torch.where(mirror, x.flip(3), x)
 
 
+def join_halves(x: Tensor, upright: bool) -> None:
+    """Give every picture the right half of the next class's same picture, or the lower one; x [way, n, C, H, W] is changed in place.
+
+    What is joined is a new class, whose pictures still belong together: CutMix (Yun et al. 2019, arXiv:1905.04899) in halves, by class.
+    """
+    half, following = x.shape[-1] // 2, x.roll(-1, 0)
+    if upright:
+        x[..., half:] = following[..., half:]
+    else:
+        x[..., half:, :] = following[..., half:, :]
+
+
 DRAWS = 7 + 2 * 16  # six of an affine map, one that is not used (without it every batch would be another), a 4 x 4 grid of displacements
 
 
