@@ -130,8 +130,9 @@ def whiten(learner: FusedLearner, pool: Pool, validation: Validation) -> float:
     items = max(2, MEASURED // len(classes))
     chosen = np.concatenate([pool.first[c] + np.arange(min(items, pool.counts[c])) for c in classes])
     labels = torch.from_numpy(np.repeat(np.arange(len(classes)), np.minimum(items, pool.counts[classes])).astype(np.int64))
-    measured = encode_items(learner.eval(), images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[chosen]))))
-    joined = learner.joined(measured[None])[0].double()
+    rows = np.array_split(chosen, 1 + len(chosen) // 1000)  # as network inputs all at once they would take four times the pool's memory
+    measured = [encode_items(learner.eval(), images.prepare(torch.from_numpy(np.ascontiguousarray(pool.inputs[part])))) for part in rows]
+    joined = learner.joined(torch.cat(measured)[None])[0].double()
     centre, sums = joined.mean(0), torch.zeros(len(classes), joined.shape[1], dtype=torch.float64).index_add_(0, labels, joined)
     within = joined - (sums / torch.bincount(labels).unsqueeze(1))[labels]
     values, vectors = torch.linalg.eigh(within.T @ within / len(within))
