@@ -89,10 +89,7 @@ class TaskBatches:
             x = turned(x, np.concatenate([drawn.repeat(n, 1) for n in sizes], 1))
         if self.cutmix:
             for task, number in zip(x, numbers, strict=True):
-                chosen, across = below(bits(key_of(self.seed, "task cutmix", number), np.arange(2, dtype=np.uint64)), 1000)
-                if chosen < 1000 * self.cutmix:
-                    for part, n in zip(torch.split(task, [way * n for n in sizes]), sizes, strict=True):
-                        images.join_halves(part.view(way, n, *part.shape[1:]), bool(across % 2))
+                self._join(task, number, way, sizes)
         x = bent(x.flatten(0, 1), self.options, flat.shape[1], (seed_of(self.seed, "task augment", n) for n in numbers)).reshape(x.shape)
         if self.pool.targets is None:
             y = torch.cat([torch.arange(way).repeat_interleave(n) for n in sizes]).expand(len(flat), -1)
@@ -100,6 +97,13 @@ class TaskBatches:
             y = torch.from_numpy(np.ascontiguousarray(self.pool.targets[flat]))
         cuts = [way * n for n in sizes]
         return [Examples(*part, way) for part in zip(torch.split(x, cuts, 1), torch.split(y, cuts, 1), strict=True)]
+
+    def _join(self, task: Tensor, number: int, way: int, sizes: list[int]) -> None:
+        """Join the classes of a share of the tasks two by two; task [way x sum of sizes, C, H, W] is changed in place."""
+        chosen, across = below(bits(key_of(self.seed, "task cutmix", number), np.arange(2, dtype=np.uint64)), 1000)
+        if chosen < 1000 * self.cutmix:
+            for part, n in zip(torch.split(task, [way * n for n in sizes]), sizes, strict=True):
+                images.join_halves(part.view(way, n, *part.shape[1:]), bool(across % 2))
 
 
 class LessonBatches(TaskBatches):

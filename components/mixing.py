@@ -148,9 +148,9 @@ def whiten(learner: FusedLearner, pool: Pool, validation: Validation) -> float:
         return learner.objective.sign * by_task(learner, validation, features=features)[learner.objective.score_name]
 
     found = {(share, shrinkage): scores(share, shrinkage) for share in DIRECTIONS for shrinkage in SHRINKAGE}
-    best = {share: max(SHRINKAGE, key=lambda shrinkage: found[share, shrinkage].mean().item()) for share in DIRECTIONS}
-    most = max((found[choice] for choice in best.items()), key=lambda scored: scored.mean().item())
-    share, shrinkage = next((choice for choice in best.items() if as_good(most - found[choice])), (1.0, best[1.0]))
+    best = [max(((share, shrinkage) for shrinkage in SHRINKAGE), key=lambda choice: found[choice].mean().item()) for share in DIRECTIONS]
+    most = max((found[choice] for choice in best), key=lambda scored: scored.mean().item())
+    share, shrinkage = next((choice for choice in best if as_good(most - found[choice])), best[-1])
     scores(share, shrinkage)
     return shrinkage
 

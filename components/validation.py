@@ -71,9 +71,10 @@ def validate(learner: Learner, validation: Validation, device: torch.device | No
 
 @torch.no_grad()
 def calibrate(learner: Learner, validation: Validation, features: Tensor | None = None) -> float:
-    """Set the learner's temperature to the one with the least validation loss, by golden-section search over its logarithm; `features` as above.
+    """Set the learner's temperature to the one with the least validation loss, by golden-section search over its logarithm.
 
-    Guo et al. 2017, arXiv:1706.04599, sec. 4.2. The order of classes, hence accuracy, does not change. Values have no temperature.
+    Guo et al. 2017, arXiv:1706.04599, sec. 4.2. The order of classes, hence accuracy, does not change. Values have no temperature. `features` are
+    the encoded items, where these are at hand.
     """
     learner.eval()
     learner.temperature.fill_(1.0)

@@ -27,7 +27,7 @@ from components.learning import FusionSection
 from components.mixing import greedy_weights, mixture_weights, soup
 from components.networks import BatchNorm
 from components.tasks import Examples
-from components.validation import Validation
+from components.validation import Validation, by_task
 from flows.config import load
 
 SHAPE = (1, 28, 28)
@@ -249,6 +249,23 @@ def test_whitening_makes_the_spread_within_training_classes_alike(small_pool: Po
         assert kept == int(shares[0] * size), "of these members a few directions say as much as all"
         assert np.allclose(learner.centre.numpy(), np.concatenate(joined).mean(0), atol=1e-5)
         assert learner_size(learner) == sum(map(learner_size, learner.members)) + size + size * kept, "what is fitted in closed form counts too"
+
+
+def test_as_few_directions_are_mapped_as_lose_no_more_than_a_standard_error(small_pool: Pool, small_tasksets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = Validation(small_pool, small_tasksets)
+
+    def whitened(*shares: float) -> tuple[int, np.ndarray]:
+        learner = fused(["protonet", "base"], "whitened", [0.4, 0.6])
+        monkeypatch.setattr(mixing, "DIRECTIONS", shares)
+        mixing.whiten(learner, small_pool, validation)
+        return learner.axes.shape[1], by_task(learner, validation)["accuracy"].numpy()
+
+    alone = {share: whitened(share) for share in (0.002, 0.02, 1.0)}
+    for shares in ((0.002, 0.02, 1.0), (0.002, 1.0), (0.02, 1.0)):
+        best = max((alone[share][1] for share in shares), key=np.mean)
+        lost = {share: best - alone[share][1] for share in shares}
+        fits = [share for share in shares if lost[share].mean() <= lost[share].std(ddof=1) / len(best) ** 0.5]
+        assert whitened(*shares)[0] == alone[fits[0]][0], shares
 
 
 def test_a_soup_is_the_mean_and_that_of_equal_weights_the_identity() -> None:
