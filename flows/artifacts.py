@@ -6,8 +6,9 @@ from pathlib import Path
 from components.contracts import CELLS, StageRef
 from components.plain import to_plain
 from flows import terminal, tracking
+from flows.repository import PIN
 from flows.stages import Pipeline
-from flows.versions import PIN, Pinned
+from flows.versions import Pinned
 
 REFERENCES = (  # measured beside the learners; oracles, which are told what is hidden, are bounds and no contenders
     *("pixels", "nearest", "mean", "popularity", "biases", "linear-constant", "linear", "scratch"),

@@ -17,7 +17,7 @@ from components.inputs import InputError, require
 from components.plain import masked
 from flows import cli, paths, tracking
 from flows.paths import into_place
-from flows.versions import PIN
+from flows.repository import PIN
 
 HELP = """python -m flows.backup out=<file.tar> | restore=<file.tar>
 

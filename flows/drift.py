@@ -3,19 +3,18 @@
 It trains nothing and leaves data/ alone. Every look is an MLflow run (stage=drift), which cool-down and deduplication read.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed
 
 from components.contracts import Config
 from components.scores import OBJECTIVE_SCORES, SCORES
 from flows import registry, tracking, versions
 from flows.config import load
+from flows.notices import completed
 from flows.turns import turn
 
 HOUR = 3600.0
@@ -47,7 +46,7 @@ def drift(
     with turn(config.domain.name):
         champion = tracking.alias(config.registry.model, "champion") if tracking.store_exists() else None
         if champion is None:
-            return _told(f"{config.registry.model} has no champion: nothing to compare")
+            return completed(f"{config.registry.model} has no champion: nothing to compare")
         experiment = tracking.open_store(config.registry.model)
         with tracking.run(experiment, "drift", {"stage": "drift", "model": config.registry.model, "champion": champion.version}) as run_id:
             look = _look(config, champion)
@@ -59,7 +58,7 @@ def drift(
                 told += f"; {reason}" if reason else "; " + _start(start, overrides or [], run_id, look)
             for name, value in (("verdict", told), ("data.source", look.source)):
                 tracking.set_tag(run_id, name, value)
-    return _told(told)
+    return completed(told)
 
 
 def judge(metrics: dict[str, float], score: str, margin: float) -> tuple[bool, str]:
@@ -117,9 +116,3 @@ def _start(deployment: str | None, overrides: list[str], run_id: str, look: Look
     made: Any = run_deployment(deployment, parameters={"overrides": overrides}, timeout=0, as_subflow=False, idempotency_key=key, tags=["fewloop", "drift"])
     tracking.set_tag(run_id, "started", str(made.id))
     return f"started {deployment} ({made.name})"
-
-
-def _told(text: str) -> Any:
-    """Say in the log and in the run's state what was found."""
-    print(text, file=sys.stderr, flush=True)
-    return Completed(message=text)

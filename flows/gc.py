@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from components.manifest import MANIFEST
 from flows import cli, paths
-from flows.versions import PIN, newest_pins
+from flows.repository import PIN
+from flows.versions import newest_pins
 
 FOREIGN = 7 * 86_400.0  # seconds
 SCRATCH = 86_400.0  # seconds after which nobody is at work in a folder for the moment

@@ -1,6 +1,5 @@
 """A domain's data stay what they are while somebody uses them: whoever needs other data waits, or is refused."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from filelock import ReadWriteLock, Timeout
 
 from components.inputs import InputError
 from flows import paths
+from flows.notices import say
 
 T = TypeVar("T")
 
@@ -58,6 +58,6 @@ def patiently(change: Callable[[], T], patient: bool) -> T:
                     "Wait until that one has ended, or work in another checkout."
                 ) from error
             if not waits:
-                print(f"data/{error}: waiting for the run that uses other data", file=sys.stderr, flush=True)
+                say(f"data/{error}: waiting for the run that uses other data")
             waits = True
             time.sleep(2)

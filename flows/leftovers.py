@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from flows.notices import say
+
 OWNER = "FEWLOOP_OWNER"  # in the environment of all that a pipeline starts: whose they are
 
 
@@ -75,7 +77,7 @@ def bury(store: Any, experiment: str) -> int:
         store.set_terminated(run.info.run_id, "FAILED")
     _crash([r.data.tags["prefect.flow_run_id"] for r in running if r.data.tags.get("stage") == "retrain"])
     if running:
-        print(f"{len(running)} runs of processes that are gone were still said to be running: marked failed", file=sys.stderr, flush=True)
+        say(f"{len(running)} runs of processes that are gone were still said to be running: marked failed")
     return len(running)
 
 

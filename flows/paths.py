@@ -97,6 +97,22 @@ def into_place(target: Path) -> Iterator[Path]:
         raise
 
 
+def write(target: Path, text: str) -> None:
+    """Leave this text in a file, whole or not at all."""
+    with into_place(target) as partial:
+        partial.write_text(text)
+
+
+def swap(made: Path, target: Path) -> None:
+    """Put a finished folder, perhaps of another disk, in the place of whatever is there."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    shutil.move(str(made), target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def target_file(out: str, *read: str) -> Path:
     """Return the file that is to be written, where a link points to.
 

@@ -16,7 +16,7 @@ from components.inputs import InputError, require
 from components.plain import flatten, to_plain
 from flows import config, paths, stages, tracking
 from flows.artifacts import OVERRIDES
-from flows.versions import PIN
+from flows.repository import PIN
 
 ASIDE = ("/seconds", "champion")  # what may differ: times, and what was compared with the champion of that time
 

@@ -78,8 +78,7 @@ def results(out: str, model: str = "") -> None:
     chosen = [(name, found) for name, number in known if model in ("", name) and (found := entries(store, number))]
     if not chosen:
         raise InputError(f"There must be finished runs{f' of {model}' if model else ''}, got {', '.join(n for n, _ in known) or 'none'}. Run make retrain.")
-    with paths.into_place(target) as partial:
-        partial.write_text(page(chosen))
+    paths.write(target, page(chosen))
     print(f"{target}: {sum(len(runs) for _, runs in chosen)} results of {', '.join(name for name, _ in chosen)}")
 
 

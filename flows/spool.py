@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import sys
 import threading
 import time
 import uuid
@@ -14,7 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from components.inputs import InputError
-from flows import leftovers
+from flows import leftovers, paths
+from flows.notices import say
 
 RETRY = 60.0  # seconds between attempts while it does not answer: one at a locked sqlite takes 20
 OWN = "spooled-"  # how the name of a run begins that MLflow has not heard of
@@ -74,10 +74,10 @@ class Spool:
         deadline, told = time.monotonic() + patience, 0.0
         while self.file.exists() and (waiting := self.replay()):
             if time.monotonic() >= deadline:
-                say = f"MLflow must answer before a model is registered, got none for {patience:.0f} s"
-                raise InputError(f"{say}. Start it, and the same command again: finished stages are kept, and so are {waiting} entries for it.")
+                required = f"MLflow must answer before a model is registered, got none for {patience:.0f} s"
+                raise InputError(f"{required}. Start it, and the same command again: finished stages are kept, and so are {waiting} entries for it.")
             if time.monotonic() >= told:
-                self._say(f"waiting up to {deadline - time.monotonic():.0f} s for MLflow, to register the model")
+                say(f"waiting up to {deadline - time.monotonic():.0f} s for MLflow, to register the model")
                 told = time.monotonic() + 60
             time.sleep(min(1.0, RETRY))
 
@@ -106,7 +106,7 @@ class Spool:
                     entry = json.loads(line)
                 except ValueError:  # half of a line that a full disk cut, and the next one after it
                     self._append(self.folder / "refused.jsonl", {"line": line, "reason": "it is damaged"})
-                    self._say(f"a line of what waited for MLflow is damaged; kept in {self.folder / 'refused.jsonl'}")
+                    say(f"a line of what waited for MLflow is damaged; kept in {self.folder / 'refused.jsonl'}")
                     done += 1
                     continue
                 try:
@@ -119,7 +119,7 @@ class Spool:
                     self._append(self.folder / "refused.jsonl", entry | {"reason": str(error)})
                     if entry["run"]:  # what is told of a run that will never be is refused as well, and holds nothing up
                         self._opened(entry["run"], entry["run"])
-                    self._say(f"MLflow refuses what waited for it, {entry['write']}: {error}; kept in {self.folder / 'refused.jsonl'}")
+                    say(f"MLflow refuses what waited for it, {entry['write']}: {error}; kept in {self.folder / 'refused.jsonl'}")
                 done += 1
         except UnansweredError as error:
             self._later(error)
@@ -127,7 +127,7 @@ class Spool:
         finally:
             _replace(file, lines[done:])
         if lines:
-            self._say(f"MLflow answers: {len(lines)} entries that waited are given to it")
+            say(f"MLflow answers: {len(lines)} entries that waited are given to it")
         return done > 0
 
     def _make(self, entry: dict[str, Any]) -> None:
@@ -151,11 +151,8 @@ class Spool:
 
     def _later(self, error: UnansweredError) -> None:
         if not self.file.exists():
-            self._say(f"MLflow does not answer ({error}): what it is told waits in {self.folder}, and work goes on")
+            say(f"MLflow does not answer ({error}): what it is told waits in {self.folder}, and work goes on")
         self.retry = time.monotonic() + RETRY
-
-    def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
 
 
 def _lines(file: Path) -> list[str]:
@@ -171,6 +168,4 @@ def _replace(file: Path, lines: list[str]) -> None:
     if not lines:
         file.unlink(missing_ok=True)
         return
-    fresh = file.with_suffix(".partial")
-    fresh.write_text("".join(lines))
-    os.replace(fresh, file)
+    paths.write(file, "".join(lines))

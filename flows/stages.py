@@ -22,6 +22,7 @@ from components.plain import to_plain
 from components.scores import SCORES
 from flows import caching, paths, progress, terminal, tracking
 from flows.caching import Key, Slot
+from flows.notices import say
 from flows.versions import Pinned
 
 Log = Callable[[int, dict[str, float]], None]
@@ -266,9 +267,9 @@ def _fit(job: FitJob, log: Log, name: str) -> dict[str, float]:
     from components.launch import fit
 
     if emulates_bf16(job.trainer):
-        terminal.say(f"{name}: this processor has no units for trainer.precision=bf16-mixed; trainer.precision=32-true is faster here")
+        say(f"{name}: this processor has no units for trainer.precision=bf16-mixed; trainer.precision=32-true is faster here")
     if job.trainer.nodes > 1:
-        terminal.say(f"{name}: waiting for {job.trainer.nodes - 1} more of {job.trainer.nodes} machines: python -m flows.join rank=1")
+        say(f"{name}: waiting for {job.trainer.nodes - 1} more of {job.trainer.nodes} machines: python -m flows.join rank=1")
     return fit(job, Told(name, job.fit, log), name)
 
 

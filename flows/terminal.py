@@ -1,7 +1,5 @@
 """What the terminal shows while a pipeline runs: on a terminal a live row a stage, elsewhere a line when a stage begins and one an epoch."""
 
-import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,22 +7,8 @@ from typing import Any
 
 from components.scores import SCORES
 from flows.caching import Key
+from flows.notices import say
 from flows.plan import describe
-
-
-def say(line: str) -> None:
-    """Put a line on standard error; where a worker runs the flow, into Prefect's log, whose pages show it beside the run."""
-    try:
-        if os.environ.get("PREFECT__FLOW_RUN_ID"):
-            from prefect.logging import get_run_logger
-
-            for name in ("prefect.flow_runs", "prefect.task_runs"):  # the rest of Prefect stays at warnings
-                logging.getLogger(name).setLevel(logging.INFO)
-            get_run_logger().info(line)
-        else:
-            print(line, file=sys.stderr, flush=True)
-    except RuntimeError:  # Prefect knows of no run in this process, as in a cluster's workers
-        print(line, file=sys.stderr, flush=True)
 
 
 class Lines:

@@ -1,6 +1,5 @@
 """One deployed run a domain at a time: a deployment's own limit knows nothing of the other deployments."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +7,7 @@ from filelock import FileLock, Timeout
 from prefect import runtime
 
 from flows import paths
+from flows.notices import say
 
 
 def deployed() -> bool:
@@ -29,7 +29,7 @@ def turn(domain: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"domain {domain}: waiting for the run that works on it", file=sys.stderr, flush=True)
+        say(f"domain {domain}: waiting for the run that works on it")
         lock.acquire()
     try:
         yield

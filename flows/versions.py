@@ -1,33 +1,27 @@
 """Versions of the data: `data/` is one DVC output, pinned by `data.dvc`; each domain's own sub-tree has a digest of its own.
 
 The pin file carries the sub-trees' digests in its `meta`, so a clone without a cache can still tell whether a rebuilt domain is the
-pinned one. All DVC work happens in a scratch repository that shares the project's cache and remote: the checkout is never touched
-except for `data/<domain>` and, when the config says so, `data.dvc`.
+pinned one. What DVC keeps of them is `flows/repository.py`'s. The checkout is never touched except for `data/<domain>` and, when the
+config says so, `data.dvc`.
 """
 
 import hashlib
 import json
-import logging
-import os
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from filelock import FileLock
 
 from components.contracts import DomainSection
 from components.inputs import InputError
-from components.plain import fingerprint, masked, one_line, to_plain
+from components.plain import fingerprint, to_plain
 from flows import holds, paths
-
-PIN = "data.dvc"
+from flows.notices import say
+from flows.repository import PIN, add, read_pin, restore
 
 
 @dataclass(frozen=True)
@@ -53,20 +47,6 @@ def tree_md5(folder: Path) -> str | None:
             entries.append({"md5": hashlib.file_digest(opened, "md5").hexdigest(), "relpath": file.relative_to(folder).as_posix()})
     entries.sort(key=lambda e: e["relpath"])
     return hashlib.md5(json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
-
-
-def read_pin(text: str | None) -> tuple[str | None, dict[str, str]]:
-    """Return (digest of all of data/, digest of each domain) from the text of a pin file."""
-    if not text:
-        return None, {}
-    try:
-        pin = yaml.safe_load(text)
-        domains = {name: entry["md5"] for name, entry in (pin.get("meta") or {}).get("domains", {}).items()}
-        return pin["outs"][0]["md5"], domains
-    except (yaml.YAMLError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{PIN} must be a DVC file with outs and meta.domains, got one that cannot be read ({type(error).__name__}). Restore it: git checkout {PIN}"
-        ) from error
 
 
 def source_digest(domain: DomainSection) -> str:
@@ -177,8 +157,8 @@ def _renew(
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
     if not newer and target.exists() and expected is not None and tree_md5(target) != expected:
-        _say(f"data/{domain.name} is not what {PIN} pins (changed or partly deleted): restoring it")
-    if not newer and expected is not None and text is not None and _restore(text, domain.name, target) and tree_md5(target) == expected and usable():
+        say(f"data/{domain.name} is not what {PIN} pins (changed or partly deleted): restoring it")
+    if not newer and expected is not None and text is not None and restore(text, domain.name, target) and tree_md5(target) == expected and usable():
         return Pinned(domain.name, str(target), expected, str(whole), text, "restored by DVC", False)
     if where is not None and expected is None:
         raise InputError(f"data.pin={where} must pin domain {domain.name}, but it holds {', '.join(domains) or 'none'}. Choose a version that has it.")
@@ -187,17 +167,17 @@ def _renew(
     if newer:
         accept(target)
     else:
-        _say(f"data/{domain.name}: building it from its source")
+        say(f"data/{domain.name}: building it from its source")
         _build(domain, mirror, target, expected, accept)
     actual = str(tree_md5(target))
-    new_text = _add(text, domains, domain.name, actual)
+    new_text = add(text, domains, domain.name, actual)
     if actual == expected and read_pin(new_text)[0] == whole:
         return Pinned(domain.name, str(target), actual, str(whole), str(text), "built from its source, equal to the pin", False)
     was = f", pinned was {expected}" if expected not in (None, actual) else ""
-    _say(f"NEW DATA VERSION: {domain.name} {actual}{was}. " + (f"{PIN} is rewritten: commit it." if write else f"{PIN} in the checkout is left as it was."))
+    say(f"NEW DATA VERSION: {domain.name} {actual}{was}. " + (f"{PIN} is rewritten: commit it." if write else f"{PIN} in the checkout is left as it was."))
     if write:
-        _replace(paths.root() / PIN, new_text)
-    _replace(_newest_pin(domain.name), json.dumps({"md5": actual, "pin": new_text}))
+        paths.write(paths.root() / PIN, new_text)
+    paths.write(_newest_pin(domain.name), json.dumps({"md5": actual, "pin": new_text}))
     how = "already there, a new version" if newer else "built from its source, a new version"
     return Pinned(domain.name, str(target), actual, str(read_pin(new_text)[0]), new_text, how, True)
 
@@ -261,118 +241,4 @@ def _build(domain: DomainSection, mirror: str | None, target: Path, expected: st
         if tree_md5(made) != expected:
             accept(made)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _swap(made, target)
-
-
-def _restore(text: str, domain: str, target: Path) -> bool:
-    """Bring data/<domain> back from the cache, else from the remote. Tell whether that worked."""
-    with _scratch(text) as repo:
-        wanted = str(Path(repo.root_dir) / "data" / domain)
-        for attempt in ("checkout", "pull"):
-            if attempt == "pull" and not repo.config.get("remote"):
-                break
-            try:
-                getattr(repo, attempt)([wanted], force=True)
-            except Exception as error:  # each kind of remote has errors of its own
-                if attempt == "pull":
-                    _say(f"The DVC remote does not give data/{domain}: {one_line(error)}")
-                continue
-            if Path(wanted).is_dir():
-                _swap(Path(wanted), target)
-                return True
-    return False
-
-
-def _add(text: str | None, domains: dict[str, str], domain: str, digest: str) -> str:
-    """Add data/<domain> to the cache beside the domains already pinned; return the text of the pin that holds them all.
-
-    Where the others' manifest is neither in the cache nor on a remote, the pin holds their digests alone, until a run brings them back.
-    """
-    others = {name: md5 for name, md5 in domains.items() if name != domain}
-    made = _tracked(text if others else None, domain)
-    if made is None:
-        _say(f"{PIN} also pins {', '.join(others)}, whose files are at hand nowhere: their digests stay, the files come with their next run")
-        made = _tracked(None, domain)
-    assert made is not None
-    made["meta"] = {"domains": {name: {"md5": md5} for name, md5 in sorted((others | {domain: digest}).items())}}
-    return str(yaml.safe_dump(made, sort_keys=False))
-
-
-def _tracked(text: str | None, domain: str) -> dict[str, Any] | None:
-    """Add data/<domain> to the cache and push it where there is a remote; return a pin of it and of all that `text` pins.
-
-    None where the manifest of what `text` pins is not in the cache and there is no remote to have it; InputError where there is one.
-    """
-    from dvc.exceptions import DvcException
-
-    with _scratch(text) as repo:
-        remote = bool(repo.config.get("remote") and repo.config["core"].get("remote"))
-        folder = Path(repo.root_dir) / "data" / domain
-        shutil.copytree(paths.data() / domain, folder)
-        try:
-            repo.add(str(folder.parent if text is None else folder))
-        except DvcException as error:
-            if text is None:
-                raise
-            if remote:
-                raise InputError(f"{PIN} also pins domains whose manifest is not in the cache ({error}). Run dvc fetch, or a run of them first.") from error
-            return None
-        if remote:
-            _push(repo)
-        return dict(yaml.safe_load((Path(repo.root_dir) / PIN).read_text()))
-
-
-def _push(repo: Any) -> None:
-    """Give the remote what the cache has. Raises InputError where it does not take it."""
-    name = repo.config["core"]["remote"]
-    try:
-        repo.push()
-    except Exception as error:  # each kind of remote has errors of its own
-        where = masked(str(repo.config["remote"][name].get("url")))
-        raise InputError(f"The DVC remote {name} ({where}) must take the data, got: {one_line(error)}. See dvc push, or unset core.remote.") from error
-
-
-@contextmanager
-def _scratch(text: str | None) -> Iterator[Any]:
-    """Open a throw-away DVC repository with the project's cache and remotes, holding this pin."""
-    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-    from dvc.config import Config
-    from dvc.repo import Repo
-
-    own = paths.root() / ".dvc"
-    shared: dict[str, Any] = {"cache": {"dir": str(own / "cache")}, "core": {"analytics": False, "autostage": False}}
-    if (own / "config").exists():
-        project = Config(str(own))  # relative paths in it come back absolute
-        shared["remote"] = {name: dict(remote) for name, remote in project.get("remote", {}).items()}
-        if project["core"].get("remote"):
-            shared["core"]["remote"] = project["core"]["remote"]
-        if project.get("cache", {}).get("dir"):
-            shared["cache"]["dir"] = project["cache"]["dir"]
-    # Of every throw-away repository it says that it was initialised; above errors it draws no bars, which tell of transfers alone.
-    logging.getLogger("dvc").setLevel(logging.WARNING if "remote" in shared["core"] else logging.CRITICAL)
-    with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".dvc-") as work:
-        Repo.init(work, no_scm=True).close()
-        if text is not None:
-            (Path(work) / PIN).write_text(text)
-        with Repo(work, config=shared) as repo:
-            yield repo
-
-
-def _swap(made: Path, target: Path) -> None:
-    """Put a finished folder in the place of whatever is there."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    shutil.move(str(made), target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        paths.swap(made, target)

@@ -4,17 +4,16 @@ What counts is the digest of what the source holds (`flows/versions.py`): touche
 """
 
 import asyncio
-import sys
 import time
 from typing import Any
 
 from filelock import FileLock
 from prefect import flow
-from prefect.states import Completed
 
 from components.domains.options import OPTIONS, OwnFiles
 from flows import paths, versions
 from flows.config import load
+from flows.notices import completed
 
 CHANGED = "fewloop.data.changed"
 
@@ -42,12 +41,11 @@ def watch(overrides: list[str] | None = None, preset: list[str] | None = None, s
         else:
             time.sleep(settle)
             if versions.source_digest(domain) != found:
-                return _told(f"{domain.name}: the source is changing right now; it is looked at again next time")
+                return completed(f"{domain.name}: the source is changing right now; it is looked at again next time")
             asyncio.run(_emit(domain.name, {"overrides": overrides or [], "source": found, "was": last}))
             told += f" is new{f', it was {last[:8]}' if last else ''}: event {CHANGED}"
-        with paths.into_place(record) as partial:  # after the event: told twice rather than never
-            partial.write_text(found)
-    return _told(told)
+        paths.write(record, found)  # after the event: told twice rather than never
+    return completed(told)
 
 
 async def _emit(domain: str, payload: dict[str, Any]) -> None:
@@ -57,9 +55,3 @@ async def _emit(domain: str, payload: dict[str, Any]) -> None:
 
     async with get_events_client(checkpoint_every=1) as client:
         await client.emit(Event(event=CHANGED, resource=Resource({"prefect.resource.id": f"fewloop.data.{domain}"}), payload=payload))
-
-
-def _told(text: str) -> Any:
-    """Say in the log and in the run's state what was found."""
-    print(text, file=sys.stderr, flush=True)
-    return Completed(message=text)

@@ -22,7 +22,7 @@ from components.domains.columns import read_table
 from components.domains.options import ImageFolderOptions, RatingsOptions, TableOptions
 from components.inputs import InputError
 from flows import config
-from flows.versions import read_pin
+from flows.repository import read_pin
 
 EXAMPLES = int(os.environ.get("FUZZ", "60"))
 tried = settings(max_examples=EXAMPLES, derandomize="FUZZ" not in os.environ, deadline=None, suppress_health_check=list(HealthCheck), database=None)

@@ -61,6 +61,8 @@ def test_new_data_start_one_pipeline_and_a_touched_file_none(server: Server, row
     assert run["parameters"]["overrides"] == rows.asked
     (pipeline,) = rows.runs("retrain")
     assert pipeline.data.tags["prefect.flow_run_id"] == run["id"] and "there was no champion" in pipeline.data.tags["promotion"]
+    asked = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
+    until(lambda: "NEW DATA VERSION: table" in " ".join(line["message"] for line in server.ask("logs/filter", asked)), every=0.5)
     os.utime(rows.file, (1, 1))
     assert rows.look("watch/data-watcher", settle=1).endswith("is what it was")
     assert len(server.flow_runs("on-new-data")) == 1

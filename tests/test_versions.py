@@ -20,7 +20,8 @@ from components.inputs import InputError
 from components.splits import homes, split_of
 from flows import gc, paths, versions
 from flows.config import load
-from flows.versions import current_digest, find_pin, pin_data, pinned, read_pin, tree_md5
+from flows.repository import read_pin
+from flows.versions import current_digest, find_pin, pin_data, pinned, tree_md5
 
 FEW = {"leave_out": [s for s in glyphs.SCRIPTS if s not in ("Hebrew", "Ogham", "Coptic", "Lisu")], "items_per_class": 2}
 
