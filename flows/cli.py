@@ -219,13 +219,13 @@ def _multirun(retrain: Callable[..., Any], overrides: Sequence[str]) -> None:
                 refused.append(_input_error(error))
                 points.tell(None)
                 continue
-            reached = float(done[-1].result["validation"])
+            reached = done[-1].result.validation
             points.tell(reached)
             tracking.log_metrics(sweep, {"validation": reached}, number)
         tracking.log_text(sweep, json.dumps(list(overrides)), artifacts.OVERRIDES)
         for best in sweeps.contenders(done):
             try:
-                endings.append(f"{' '.join(best.overrides)}: {contend(best.overrides, best.result['run_id'])}")
+                endings.append(f"{' '.join(best.overrides)}: {contend(best.overrides, best.result.run_id)}")
             except Exception as error:
                 failed.append(f"{' '.join(best.overrides)}: {error}")
                 refused.append(_input_error(error))

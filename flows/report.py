@@ -2,7 +2,6 @@
 
 import os
 import sys
-from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 from rich import box
@@ -128,8 +127,8 @@ def differences(evaluation: StageRef, settings: list[str]) -> tuple[list[str], l
     return ["difference", *settings, *(shown for _, shown in asked)], table
 
 
-def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: StageRef, decision: Decision) -> dict[str, Any]:
-    """Print the tables, leave them as a Prefect artifact, and return the pipeline's result as plain data."""
+def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: StageRef, decision: Decision) -> None:
+    """Print the tables, and leave them as a Prefect artifact."""
     settings = line.config.evaluation.settings
     header, body = rows(evaluation, settings)
     gaps = differences(evaluation, settings)
@@ -158,13 +157,6 @@ def publish(line: Pipeline, pool: Pinned, refs: list[StageRef], evaluation: Stag
     create_markdown_artifact("\n".join(text), key="result", description=title)
     if shown:
         tracking.log_text(line.run_id, "\n".join(shown), "cells.md")
-    return {
-        "run_id": line.run_id,
-        "version": decision.version,
-        "champion": decision.champion,
-        "reason": decision.reason,
-        "ran": [r.name for r in refs if not r.cached],
-    }
 
 
 def server() -> str:

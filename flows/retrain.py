@@ -22,6 +22,7 @@ from flows.caching import lookup
 from flows.checks import check_devices, check_new, check_outside, check_pool
 from flows.config import groups, load, validated_on
 from flows.fanout import distilled
+from flows.outcome import Outcome
 from flows.plan import contender, fused_of, seed_of_student
 from flows.turns import deployed, turn
 from flows.versions import pinned
@@ -55,7 +56,7 @@ def retrain(
     overrides: list[str] | None = None,
     preset: list[str] | None = None,
     sweep: str | None = None,
-) -> dict[str, Any]:
+) -> Outcome:
     """Retrain on the current data and promote the result if it has earned it.
 
     Args:
@@ -117,11 +118,22 @@ def retrain(
         line = replace(line, run_id=tracking.known(line.run_id))
         cards.write(line, pool, ours, models, evaluation, decision)
         runlist.summarise(line, ours, evaluation, decision)
-        told = report.publish(line, pool, [tasksets, final, *models.values(), evaluation], evaluation, decision)
-        reached = ours.metrics[f"val/{OBJECTIVE_SCORES[config.domain.objective]}"]
-        told |= {"judged": ours.name, "validation": reached, "seconds": ours.seconds, "evaluation": evaluation.path, "metrics": evaluation.metrics}
-        told |= {"model": decision.model, "validated_on": validated_on(config), "champion_met": outside.champion and outside.champion[1]}
-        return told | {"data": pool.data_md5, "fingerprint": evaluation.fingerprint}
+        refs = [tasksets, final, *models.values(), evaluation]
+        report.publish(line, pool, refs, evaluation, decision)
+        return Outcome(
+            line.run_id,
+            **vars(decision),
+            ran=[ref.name for ref in refs if not ref.cached],
+            judged=ours.name,
+            validation=ours.metrics[f"val/{OBJECTIVE_SCORES[config.domain.objective]}"],
+            validated_on=validated_on(config),
+            seconds=ours.seconds,
+            champion_met=outside.champion and outside.champion[1],
+            evaluation=evaluation.path,
+            metrics=evaluation.metrics,
+            fingerprint=evaluation.fingerprint,
+            data=pool.data_md5,
+        )
 
 
 if __name__ == "__main__":

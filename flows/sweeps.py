@@ -7,6 +7,7 @@ from typing import Any
 
 from components.plain import fingerprint
 from components.scores import SCORES, Score
+from flows.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Point:
     """One finished run of a sweep: its overrides, and what the pipeline returned."""
 
     overrides: list[str]
-    result: dict[str, Any]
+    result: Outcome
 
 
 def distinct(points: Sequence[Point]) -> list[Point]:
@@ -57,14 +58,14 @@ def rows(points: Sequence[Point]) -> list[Row]:
     """Return what is compared: the judged learner of every configuration; where only the seed differs, every learner and every difference."""
     groups = varied(points)
     if len(groups) > 1 or len(points) == 1:
-        return [Row(label, members[0].result["judged"], members) for label, members in groups.items()]
+        return [Row(label, members[0].result.judged, members) for label, members in groups.items()]
     from flows.report import compared, roles, titled
 
-    metrics = points[0].result["metrics"]
+    metrics = points[0].result.metrics
     found = [Row(titled(metrics, role), role, list(points)) for role in (*roles(metrics), *compared(metrics))]
-    if len({p.result["champion_met"] for p in points}) > 1:  # a row would join several learners
+    if len({p.result.champion_met for p in points}) > 1:  # a row would join several learners
         found = [row for row in found if "champion" not in row.role.split("-minus-")]
-    return [row for row in found if all(any(f"/{row.role}/" in m for m in p.result["metrics"]) for p in points)]
+    return [row for row in found if all(any(f"/{row.role}/" in m for m in p.result.metrics) for p in points)]
 
 
 def contenders(points: Sequence[Point]) -> list[Point]:
@@ -72,8 +73,8 @@ def contenders(points: Sequence[Point]) -> list[Point]:
     best: dict[tuple[str, ...], Point] = {}
     for point in points:
         score, result = _score(point), point.result
-        kind, sign = (result["model"], score, result["validated_on"]), SCORES[score].sign
-        if kind not in best or sign * result["validation"] > sign * best[kind].result["validation"]:
+        kind, sign = (result.model, score, result.validated_on), SCORES[score].sign
+        if kind not in best or sign * result.validation > sign * best[kind].result.validation:
             best[kind] = point
     return list(best.values())
 
@@ -92,7 +93,7 @@ def cells(points: Sequence[Point], setting: str, name: str) -> tuple[list[str], 
     """Return header and rows of one score in the cells of a cold start, in the order of `rows`; roles that no cell measured are left out."""
     from flows.report import celled
 
-    found, body = celled(points[0].result["metrics"]), []
+    found, body = celled(points[0].result.metrics), []
     frames = {cell: {id(p): _scores_of(p, cell) for p in points} for cell in found}
     for row in rows(points):
         if all(row.role in set(frames[found[0]][id(p)]["role"]) for p in row.members):
@@ -103,14 +104,14 @@ def cells(points: Sequence[Point], setting: str, name: str) -> tuple[list[str], 
 
 def _settings(points: Sequence[Point]) -> list[str]:
     """Return the settings that all points were asked in, in the order of the first."""
-    asked = [dict.fromkeys(n.split("/")[1] for n in p.result["metrics"] if n.startswith("test/") and f"/{p.result['judged']}/" in n) for p in points]
+    asked = [dict.fromkeys(n.split("/")[1] for n in p.result.metrics if n.startswith("test/") and f"/{p.result.judged}/" in n) for p in points]
     return [setting for setting in asked[0] if all(setting in others for others in asked)]
 
 
 def _score(point: Point) -> str:
     """Return the name of the objective's own score."""
-    metrics, (setting, *_) = point.result["metrics"], _settings([point])
-    return next(name for name in SCORES if f"test/{setting}/{point.result['judged']}/{name}" in metrics)
+    metrics, (setting, *_) = point.result.metrics, _settings([point])
+    return next(name for name in SCORES if f"test/{setting}/{point.result.judged}/{name}" in metrics)
 
 
 def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
@@ -125,14 +126,14 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     first = points[0].result
     settings = _settings(points)
     score = _score(points[0])
-    asked = [end for end in ("error", "error_joint") if f"challenge/{first['judged']}/{end}" in first["metrics"]]
+    asked = [end for end in ("error", "error_joint") if f"challenge/{first.judged}/{end}" in first.metrics]
     frames = {id(p): _scores_of(p) for p in points}
     found = [(_pooled(row, [frames[id(p)] for p in row.members], settings), row) for row in rows(points)]
     chosen = len(varied(points)) > 1  # else every learner has a row, and seeds are no choice
-    if chosen and len({p.result["validated_on"] for p in points}) == 1:
+    if chosen and len({p.result.validated_on for p in points}) == 1:
         found.sort(key=lambda one: -SCORES[score].sign * _validated(one[1]))
     first_columns = ["", *([f"validation {score}"] if chosen else []), *(f"{setting} {score}" for setting in settings)]
-    header = [*first_columns, *(challenged(first["metrics"], end) for end in asked), "fit s", "parameters", "adapt ms", "predict ms"]
+    header = [*first_columns, *(challenged(first.metrics, end) for end in asked), "fit s", "parameters", "adapt ms", "predict ms"]
     body = []
     for cells, row in found:
         validated = [f"{SCORES[score].factor * _validated(row):.{SCORES[score].digits}f}"] if chosen else []
@@ -143,13 +144,13 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
 
 def _validated(row: Row) -> float:
     """Return the judged learner's mean score on validation tasks, over the seeds."""
-    return statistics.mean(float(point.result["validation"]) for point in row.members)
+    return statistics.mean(point.result.validation for point in row.members)
 
 
 def _scores_of(point: Point, split: str = "test") -> Any:
     import pyarrow.parquet as pq
 
-    return pq.read_table(f"{point.result['evaluation']}/scores-{split}.parquet").to_pandas()
+    return pq.read_table(f"{point.result.evaluation}/scores-{split}.parquet").to_pandas()
 
 
 def _pooled(row: Row, frames: Sequence[Any], settings: Sequence[str], score: str = "score") -> list[tuple[float, float, list[float]]]:
@@ -182,20 +183,20 @@ def _cell(shown: Score, mean: float, half: float, seeds: Sequence[float], sign: 
 def _challenge(row: Row, end: str) -> str:
     """Return the mean error over seeds, in percent; every seed answers the same runs, so its half interval is the mean of theirs."""
     name = f"challenge/{row.role}/{end}"
-    if name not in row.members[0].result["metrics"]:
+    if name not in row.members[0].result.metrics:
         return ""
-    errors, halves = ([p.result["metrics"][f"{name}{more}"] for p in row.members] for more in ("", "_ci95"))
+    errors, halves = ([p.result.metrics[f"{name}{more}"] for p in row.members] for more in ("", "_ci95"))
     return _cell(Score(1, 2, -1), statistics.mean(errors), statistics.mean(halves), errors, sign=row.sign)
 
 
 def _costs(row: Row) -> list[str]:
     """Return the mean seconds of the judged learner's fit, the parameters, and the median milliseconds to adapt and to predict."""
     results = [p.result for p in row.members]
-    if f"{row.role}/parameters" not in results[0]["metrics"]:
+    if f"{row.role}/parameters" not in results[0].metrics:
         return [""] * 4  # a difference
-    times = (1000 * statistics.median(r["metrics"][f"{row.role}/{t}/seconds"] for r in results) for t in ("adapt", "predict"))
-    fit = f"{statistics.mean(r['seconds'] for r in results):.0f}" if row.role == results[0]["judged"] else ""
-    sizes = sorted({int(r["metrics"][f"{row.role}/parameters"]) for r in results})  # fusion may keep other members by another seed
+    times = (1000 * statistics.median(r.metrics[f"{row.role}/{t}/seconds"] for r in results) for t in ("adapt", "predict"))
+    fit = f"{statistics.mean(r.seconds for r in results):.0f}" if row.role == results[0].judged else ""
+    sizes = sorted({int(r.metrics[f"{row.role}/parameters"]) for r in results})  # fusion may keep other members by another seed
     return [fit, " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))), *(f"{t:.1f}" for t in times)]
 
 
@@ -209,7 +210,7 @@ def drawn(points: Sequence[Point]) -> Any | None:
 
     score = _score(points[0])
     shown = SCORES[score]
-    scores = [shown.factor * point.result["validation"] for point in points]
+    scores = [shown.factor * point.result.validation for point in points]
     axis = f"validation {score}" + (", %" if shown.factor == 100 else "")
     return parallel({key: [one[key] for one in chosen] for key in keys}, scores, f"{len(points)} runs", axis, shown.sign)
 
@@ -231,10 +232,10 @@ def publish(points: Sequence[Point], run_id: str, failed: Sequence[str] = ()) ->
         if figure is not None:
             tracking.log_figure([run_id], figure, f"figures/sweep{f'-{number}' * (len(groups) > 1)}.png")
     tracking.log_text(run_id, "\n\n".join([*text, *(f"failed: {one}" for one in failed)]), "sweep.md")
-    data = {point.result["data"] for point in points}
+    data = {point.result.data for point in points}
     if len(data) == 1:
         tracking.set_tag(run_id, "data.md5", data.pop())
-    tracking.set_tag(run_id, "fingerprint", fingerprint(sorted({point.result["fingerprint"] for point in points})))
+    tracking.set_tag(run_id, "fingerprint", fingerprint(sorted({point.result.fingerprint for point in points})))
 
 
 def _tables(points: Sequence[Point]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
@@ -247,6 +248,6 @@ def _tables(points: Sequence[Point]) -> Iterator[tuple[str, list[str], list[list
     more = [c for c in _scores_of(points[0]).columns if c in SCORES and all(c in _scores_of(p).columns for p in points)]
     for name in more:
         yield name, *further(points, name)
-    cold = all(celled(point.result["metrics"]) for point in points)
+    cold = all(celled(point.result.metrics) for point in points)
     for name, setting in [(name, setting) for name in (_score(points[0]), *more) for setting in _settings(points) if cold]:
         yield f"{name}, {setting}, users-items", *cells(points, setting, name)

@@ -1,5 +1,6 @@
 """The table at the end of a sweep: seeds pooled, intervals over groups, the best first."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from workspace import SMOKE, Workspace
 
 from components.contracts import CELLS
+from flows.outcome import Outcome
 from flows.sweeps import Point, by_score, cells, contenders, distinct, further, table, varied
 
 
@@ -20,8 +22,12 @@ def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "a
     pq.write_table(pa.table(columns), folder / "scores-test.parquet")
     metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "test/5w1s/teacher/tasks": 40.0, "teacher/parameters": 1234.0}
     metrics |= {f"teacher/{t}/seconds": 0.002 for t in ("adapt", "predict")}
-    told = {"judged": "teacher", "seconds": 10.0, "validation": float(1 - scores.mean()), "model": "glyphs", "validated_on": "v", "champion_met": "c"}
-    return Point(overrides, told | {"evaluation": str(folder), "metrics": metrics})
+    return Point(overrides, outcome(folder, metrics, float(1 - scores.mean())))
+
+
+def outcome(folder: Path, metrics: dict[str, float], validation: float) -> Outcome:
+    decided = ("glyphs", "1", False, "it waits")
+    return Outcome("r", *decided, [], "teacher", validation, "v", 10.0, "c", str(folder), metrics, "f", "d")
 
 
 def sweep(folder: Path, name: str = "accuracy") -> tuple[list[Point], dict[str, np.ndarray]]:
@@ -59,31 +65,33 @@ def test_a_row_pools_the_tasks_of_all_seeds_and_tells_their_range(tmp_path: Path
 
 def test_of_each_model_and_kind_of_tasks_the_best_by_validation_contends(tmp_path: Path) -> None:
     points, _ = sweep(tmp_path)
-    best = max(points, key=lambda p: p.result["validation"])
+    best = max(points, key=lambda p: p.result.validation)
     assert contenders(points) == [best]
-    points[3].result["validated_on"] = "another way"
-    assert contenders(points) == [max(points[:3], key=lambda p: p.result["validation"]), points[3]]
+    points[3] = Point(points[3].overrides, replace(points[3].result, validated_on="another way"))
+    assert contenders(points) == [max(points[:3], key=lambda p: p.result.validation), points[3]]
     assert [row[0] for row in table(points[::-1])[1]] == ["learner=ridge", "learner=maml"], "in the order asked: these are no ranking"
     lower, _ = sweep(tmp_path / "errors", "mse")
-    assert contenders(lower) == [min(lower, key=lambda p: p.result["validation"])]
+    assert contenders(lower) == [min(lower, key=lambda p: p.result.validation)]
 
 
 def test_runs_that_met_several_champions_join_them_in_no_row(tmp_path: Path) -> None:
     points = [p for p in sweep(tmp_path)[0] if "learner=maml" in p.overrides]
     for p in points:
-        path = Path(p.result["evaluation"]) / "scores-test.parquet"
+        path = Path(p.result.evaluation) / "scores-test.parquet"
         own = pq.read_table(path).to_pandas()
         more = [own[own["role"] == "teacher"].assign(role=role) for role in ("champion", "teacher-minus-champion")]
         pq.write_table(pa.Table.from_pandas(pd.concat([own, *more]), preserve_index=False), path)
-        p.result["metrics"] |= {f"test/5w1s/{role}/accuracy": 0.5 for role in ("champion", "teacher-minus-champion")}
-        p.result["metrics"] |= {
-            "test/5w1s/champion/tasks": 40.0,
-            "champion/parameters": 9.0,
-            "champion/adapt/seconds": 0.001,
-            "champion/predict/seconds": 0.001,
-        }
+        p.result.metrics.update({f"test/5w1s/{role}/accuracy": 0.5 for role in ("champion", "teacher-minus-champion")})
+        p.result.metrics.update(
+            {
+                "test/5w1s/champion/tasks": 40.0,
+                "champion/parameters": 9.0,
+                "champion/adapt/seconds": 0.001,
+                "champion/predict/seconds": 0.001,
+            }
+        )
     assert {"champion", "teacher - champion"} <= {row[0] for row in table(points)[1]}
-    points[1].result["champion_met"] = "the first one"
+    points[1] = Point(points[1].overrides, replace(points[1].result, champion_met="the first one"))
     assert "teacher" in {row[0] for row in table(points)[1]} and not {"champion", "teacher - champion"} & {row[0] for row in table(points)[1]}
 
 
@@ -97,7 +105,7 @@ def test_a_further_score_has_a_table_of_its_own(tmp_path: Path) -> None:
     random = np.random.default_rng(2)
     own = {}
     for p in points:
-        path = Path(p.result["evaluation"]) / "scores-test.parquet"
+        path = Path(p.result.evaluation) / "scores-test.parquet"
         frame = pq.read_table(path)
         own[tuple(p.overrides)] = random.random(len(frame))
         pq.write_table(frame.append_column("mae", pa.array(own[tuple(p.overrides)])), path)
@@ -123,7 +131,7 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
         metrics |= {"test/5w1s/base/tasks": 30.0, "test/5w1s/teacher/tasks": 40.0, "challenge/runs": 20.0}
         ends = ("error", "error_ci95", "error_joint", "error_joint_ci95")
         metrics |= {f"challenge/{role}/{end}": 10.0 + seed for role in ("teacher", "teacher-minus-base") for end in ends}
-        points.append(Point([f"seed={seed}"], {"evaluation": str(folder), "judged": "teacher", "seconds": 10.0, "champion_met": None, "metrics": metrics}))
+        points.append(Point([f"seed={seed}"], outcome(folder, metrics, 0.5)))
     header, rows_ = table(points)
     told = {row[0]: row[1:] for row in rows_}
     assert list(told) == ["base (30 tasks)", "teacher", "teacher - base (30 tasks)"]
@@ -138,12 +146,12 @@ def test_the_cells_of_a_cold_start_pool_the_seeds_too(tmp_path: Path) -> None:
     points, scores = sweep(tmp_path, "mse")
     points = [p for p in points if "learner=maml" in p.overrides]
     for number, p in enumerate(points):
-        whole = pq.read_table(f"{p.result['evaluation']}/scores-test.parquet").to_pandas()
+        whole = pq.read_table(f"{p.result.evaluation}/scores-test.parquet").to_pandas()
         for place, cell in enumerate(CELLS):
             pq.write_table(
                 pa.Table.from_pandas(whole.assign(score=whole.score + place, mae=10.0 * place + number)), tmp_path / f"maml{number}/scores-{cell}.parquet"
             )
-            p.result["metrics"][f"{cell}/5w1s/teacher/mse"] = 0.0
+            p.result.metrics[f"{cell}/5w1s/teacher/mse"] = 0.0
     header, rows = cells(points, "5w1s", "mse")
     assert header == ["", *CELLS] and [row[0] for row in rows] == ["teacher"]
     assert [float(cell.split()[0]) for cell in rows[0][1:]] == pytest.approx([scores["maml"].mean() + place for place in range(4)], abs=1e-4)
@@ -161,11 +169,11 @@ def test_a_run_that_was_asked_for_again_is_no_further_seed(tmp_path: Path) -> No
 def test_runs_of_other_settings_share_those_that_all_have(tmp_path: Path) -> None:
     points, scores = sweep(tmp_path)
     for p in points[2:]:
-        p.result["metrics"] |= {"test/5w5s/teacher/accuracy": 0.9, "test/1w1s/teacher/accuracy": 0.9}
+        p.result.metrics.update({"test/5w5s/teacher/accuracy": 0.9, "test/1w1s/teacher/accuracy": 0.9})
     header, rows = table([*points[2:], *points[:2]])
     assert header[1:3] == ["validation accuracy", "5w1s accuracy"] and not header[3].endswith("accuracy")
     assert rows[0][2].startswith(f"{100 * scores['maml'].mean():.2f} ± ")
-    p = points[0].result["metrics"]
+    p = points[0].result.metrics
     for name in ("accuracy", "tasks"):
         p[f"test/20w1s/teacher/{name}"] = p.pop(f"test/5w1s/teacher/{name}")
     assert [name for name in table(points)[0] if name.endswith(" accuracy")] == ["validation accuracy"], "with none in common, validation tasks alone"
