@@ -79,7 +79,8 @@ $(BENCH)/.ready: $(VENV)/.ready benchmarks/peers.txt
 agreement: $(BENCH)/.ready ## compare learners with the peers' values and gradients
 	$(BENCH)/bin/python -m benchmarks.agreement
 
-bench: agreement ## time learners against the peers, and task generation against a per-task loop
+bench: agreement ## time learners against the peers, task generation against a per-task loop, features against torch's layers
 	OMP_NUM_THREADS=1 $(BENCH)/bin/python -m benchmarks.learners
 	$(RUN) -m benchmarks.sinusoid
 	$(RUN) -m benchmarks.tasksets
+	$(RUN) -m benchmarks.encoding

@@ -24,7 +24,7 @@ from components.launch import fit
 from components.learners import store
 from components.learners.options import FAMILIES
 from components.learning import BackboneStartSection
-from components.networks import BatchNorm, Separable, build_backbone, freeze, share_statistics
+from components.networks import BatchNorm, Separable, build_backbone, freeze, maxima, share_statistics
 from components.plain import to_plain
 from flows import cli
 from flows.config import load
@@ -116,6 +116,19 @@ def test_a_separable_convolution_is_one_whose_kernel_is_a_product() -> None:
     each, mixed = both.depthwise.weight, both.pointwise.weight  # [5, 1, 3, 3], [7, 5, 1, 1]
     assert torch.allclose(both(x), nn.functional.conv2d(x, mixed * each.transpose(0, 1), padding=1))
     assert sum(weight.numel() for weight in both.parameters()) == 9 * 5 + 5 * 7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_maxima_are_those_of_torchs_pooling_whether_differentiated_or_not(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    x = torch.randn(3, 5, 9, 6, generator=torch.Generator().manual_seed(0)).to(dtype).contiguous(memory_format=layout)
+    x[1, 2, 4, 3] = torch.nan
+    wanted = torch.nn.functional.max_pool2d(x, 2)
+    with torch.no_grad():
+        found = maxima(x)
+    assert torch.equal(found.nan_to_num(), wanted.nan_to_num()) and torch.equal(found.isnan(), wanted.isnan())
+    assert found.is_contiguous(memory_format=layout), "the next convolution need not lay it out anew"
+    assert torch.equal(maxima(x).nan_to_num(), wanted.nan_to_num())
 
 
 def test_weights_of_before_blocks_could_be_separable_are_read(tmp_path: Path) -> None:
