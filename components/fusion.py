@@ -29,7 +29,7 @@ MORE_SHOTS = 4  # queries a class that a second look at the validation tasks mov
 @dataclass(frozen=True)
 class Candidate:
     """One way of joining: the learner, its specification, every member's weight (0: left out; of a soup none), its mean scores on validation tasks
-    (`more_*`: with more shots), and each task's [T].
+    (`more_*`: with more shots), and each task's score and loss [T], both sums over its own shots and more.
     """
 
     mode: str
@@ -38,6 +38,7 @@ class Candidate:
     weights: list[float]
     scores: dict[str, float]
     by_task: Tensor
+    losses: Tensor
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def fuse(
     """Build the candidates of the section's mode (all that can be built for `auto`), calibrated and scored on validation tasks, the chosen one first.
 
     Of several it is the plainest that is not worse than the best by more than one standard error of their difference, task by task (Breiman et al.
-    1984, Classification and Regression Trees, sec. 3.4.3): the best of many is partly the luckiest, the more so if it was fitted to these tasks.
+    1984, Classification and Regression Trees, sec. 3.4.3): the best of many is partly the luckiest, the more so if it was fitted to these tasks. That
+    is asked of their scores, and of those that pass of their losses, which tell apart what answers alike: a score counts answers, a loss how sure.
 
     `trained` has the paths of members that were trained further as one, by the mode that does so (`joint`, `taught`). Raises InputError, with the
     reason, for a mode that its members cannot be joined by.
@@ -116,7 +118,7 @@ def fuse(
         own, more = (by_task(learner, tasks, features=features) for tasks in (validation, validation.with_shots(MORE_SHOTS)))
         scores = {name: values.mean().item() for name, values in (*own.items(), *((f"more_{k}", v) for k, v in more.items()))}
         score = learner.objective.score_name
-        candidates.append(Candidate(name, learner, spec, weighed, scores, own[score] + more[score]))
+        candidates.append(Candidate(name, learner, spec, weighed, scores, own[score] + more[score], own["loss"] + more["loss"]))
     if not candidates:
         assert refused is not None
         raise refused
@@ -127,7 +129,9 @@ def ranked(candidates: list[Candidate]) -> list[Candidate]:
     """Return the chosen one and then the others, best first; `candidates` in the order of MODES, the plainest first."""
     sign = candidates[0].learner.objective.sign
     order = sorted(candidates, key=lambda c: (not c.by_task.isfinite().all(), -sign * c.by_task.mean().item(), c.scores["loss"]))
-    chosen = next((c for c in candidates if mixing.as_good(sign * (order[0].by_task - c.by_task))), order[0])
+    good = [c for c in candidates if mixing.as_good(sign * (order[0].by_task - c.by_task))] or order[:1]
+    surest = min(good, key=lambda c: c.losses.mean().item())
+    chosen = next((c for c in good if mixing.as_good(c.losses - surest.losses)), surest)
     return [chosen, *(c for c in order if c is not chosen)]
 
 

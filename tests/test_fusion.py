@@ -163,12 +163,16 @@ def test_the_plainest_that_is_not_worse_by_a_standard_error_is_chosen() -> None:
     even = torch.tensor([0.5, 0.7] * 50, dtype=torch.float64)
     swing = torch.tensor([0.4, -0.4] * 50, dtype=torch.float64)
 
-    def order(**scores: torch.Tensor) -> list[str]:
-        return [c.mode for c in ranked([Candidate(mode, learner, {}, [], {"loss": 0.0}, by_task) for mode, by_task in scores.items()])]
+    def order(**scores: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> list[str]:
+        given = {mode: one if isinstance(one, tuple) else (one, torch.zeros(100)) for mode, one in scores.items()}
+        return [c.mode for c in ranked([Candidate(mode, learner, {}, [], {"loss": 0.0}, *of_tasks) for mode, of_tasks in given.items()])]
 
     assert order(average=even, weights=even + swing + 0.01) == ["average", "weights"]  # 0.01 better, by a difference of error 0.04
     assert order(average=even, weights=even + 0.01) == ["weights", "average"]  # on every task
     assert order(average=even * torch.nan, weights=even, greedy=even) == ["weights", "greedy", "average"]
+    assert order(average=(even, even + 0.01), weights=(even, even)) == ["weights", "average"]  # as many right answers, and surer of them on every task
+    assert order(average=(even, even + swing + 0.01), weights=(even, even)) == ["average", "weights"]
+    assert order(average=(even, even + 0.01), weights=(even - 0.01, even)) == ["average", "weights"]  # surer, but worse
     assert [*MODES][:3] == ["soup", "average", "taught"], "what nothing fits to validation tasks comes before what is fitted to them"
 
 
