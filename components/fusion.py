@@ -130,7 +130,7 @@ def ranked(candidates: list[Candidate]) -> list[Candidate]:
     sign = candidates[0].learner.objective.sign
     order = sorted(candidates, key=lambda c: (not c.by_task.isfinite().all(), -sign * c.by_task.mean().item(), c.scores["loss"]))
     good = [c for c in candidates if mixing.as_good(sign * (order[0].by_task - c.by_task))] or order[:1]
-    surest = min(good, key=lambda c: c.losses.mean().item())
+    surest = min(good, key=lambda c: (not c.losses.isfinite().all(), c.losses.mean().item()))
     chosen = next((c for c in good if mixing.as_good(c.losses - surest.losses)), surest)
     return [chosen, *(c for c in order if c is not chosen)]
 

@@ -173,6 +173,7 @@ def test_the_plainest_that_is_not_worse_by_a_standard_error_is_chosen() -> None:
     assert order(average=(even, even + 0.01), weights=(even, even)) == ["weights", "average"]  # as many right answers, and surer of them on every task
     assert order(average=(even, even + swing + 0.01), weights=(even, even)) == ["average", "weights"]
     assert order(average=(even, even + 0.01), weights=(even - 0.01, even)) == ["average", "weights"]  # surer, but worse
+    assert order(average=(even, even * torch.nan), weights=(even, even)) == ["weights", "average"]
     assert [*MODES][:3] == ["soup", "average", "taught"], "what nothing fits to validation tasks comes before what is fitted to them"
 
 
