@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from outcomes import outcome
 from scipy import stats
 from scipy.optimize import minimize_scalar
 from sklearn import metrics
@@ -85,7 +86,7 @@ def test_the_classes_of_tasks_across_groups_are_kept_with_what_each_scored(small
             assert metrics[f"test/{setting}/{role}/accuracy_ci95"] == pytest.approx(wanted, rel=1e-9)
     both = rows[rows.role == "one - other"]
     assert metrics["test/one - other/accuracy"] == pytest.approx(both.score.mean()), "every task counts once, whatever its ways"
-    point = Point([], {"judged": "one", "evaluation": str(tmp_path), "metrics": metrics})
+    point = Point([], outcome(tmp_path, metrics, judged="one"))
     assert _pooled(Row("", "one", [point]), [rows], ["4w2s"])[0][:2] == pytest.approx([metrics[f"test/4w2s/one/accuracy{end}"] for end in ("", "_ci95")])
 
 

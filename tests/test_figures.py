@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from outcomes import outcome
 from workspace import SMOKE, Workspace
 
 from components.domains.pool import Pool
@@ -129,7 +130,7 @@ def test_a_sweep_is_one_line_a_run_from_its_values_to_its_score() -> None:
     def point(lr: str, learner: str, error: float) -> Point:
         metrics = {"test/1w5s/teacher/mse": 9 - error}
         overrides = [f"learner.fit.lr={lr}", f"learner={learner}", "seed=0", "base.fit.steps=8"]
-        return Point(overrides, {"judged": "teacher", "validation": error, "metrics": metrics})
+        return Point(overrides, outcome(Path(), metrics, validation=error))
 
     figure = drawn_sweep([point("0.1", "ridge", 3.0), point("0.2", "maml", 1.0)])
     assert figure is not None

@@ -8,10 +8,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from outcomes import outcome
 from workspace import SMOKE, Workspace
 
 from components.contracts import CELLS
-from flows.outcome import Outcome
 from flows.sweeps import Point, by_score, cells, contenders, distinct, further, table, varied
 
 
@@ -23,11 +23,6 @@ def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "a
     metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "test/5w1s/teacher/tasks": 40.0, "teacher/parameters": 1234.0}
     metrics |= {f"teacher/{t}/seconds": 0.002 for t in ("adapt", "predict")}
     return Point(overrides, outcome(folder, metrics, float(1 - scores.mean())))
-
-
-def outcome(folder: Path, metrics: dict[str, float], validation: float) -> Outcome:
-    decided = ("glyphs", "1", False, "it waits")
-    return Outcome("r", *decided, [], "teacher", validation, "v", 10.0, "c", str(folder), metrics, "f", "d")
 
 
 def sweep(folder: Path, name: str = "accuracy") -> tuple[list[Point], dict[str, np.ndarray]]:
