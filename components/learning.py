@@ -35,6 +35,15 @@ class FitSection:
         require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}. Set 0 to switch it off.")
 
 
+def check_blocks(group: str, kind: str, widths: list[int], pool: list[bool], separable: int) -> None:
+    """Raise InputError, naming the config's `group`, unless a `conv` has an entry of `pool` for each block and no more separable blocks than blocks."""
+    most = len(widths) if kind == "conv" else 0
+    told = f"{group}.pool needs one entry a block, got {len(pool)} for {len(widths)} widths. Give both the same length."
+    require(kind == "mlp" or len(pool) == len(widths), told)
+    told = f"{group}.separable must be 0 to {most}, its blocks of convolutions, got {separable}. Use 0 for none."
+    require(0 <= separable <= most, told)
+
+
 @dataclass
 class BackboneSection:
     """`conv`: `widths` filters a block, `pool[i]` halves the side after it, features flattened or averaged. `mlp`: `widths` units and `activation`.
@@ -53,13 +62,8 @@ class BackboneSection:
 
     def __post_init__(self) -> None:
         require(len(self.widths) > 0, "backbone.widths needs at least one layer, got none. Give one number a layer.")
-        require(
-            self.name == "mlp" or len(self.widths) == len(self.pool),
-            f"backbone.pool needs one entry a block, got {len(self.pool)} for {len(self.widths)} widths. Give both the same length.",
-        )
         require(min(self.widths) > 0, f"backbone.widths must be positive, got {self.widths}. Use at least 1 filter a block.")
-        most = len(self.widths) if self.name == "conv" else 0
-        require(0 <= self.separable <= most, f"backbone.separable must be 0 to {most}, its blocks of convolutions, got {self.separable}. Use 0 for none.")
+        check_blocks("backbone", self.name, self.widths, self.pool, self.separable)
         told = f"backbone.activation must be relu for conv, got {self.activation}. Leave it out"
         require(self.name == "mlp" or self.activation == "relu", f"{told}, or use backbone=mlp for vectors.")
 
@@ -228,11 +232,7 @@ class StudentSection:
     def backbone(self, index: int, teacher: BackboneSection) -> BackboneStartSection:
         """Return student i's backbone: of the teacher's kind, with its own widths and weights."""
         widths = self.widths[0 if self.same_start else index]
-        told = f"student.pool needs one entry a block, got {len(self.pool)} for {len(widths)} widths. Give both the same length."
-        require(teacher.name == "mlp" or len(widths) == len(self.pool), told)
-        most = len(widths) if teacher.name == "conv" else 0
-        told = f"student.separable must be 0 to {most}, the students' blocks of convolutions, got {self.separable}. Use 0 for none."
-        require(0 <= self.separable <= most, told)
+        check_blocks("student", teacher.name, widths, self.pool, self.separable)
         return BackboneStartSection(teacher.name, widths, self.pool, self.separable, self.head, teacher.norm, teacher.activation, None, False)
 
 
