@@ -96,7 +96,7 @@ def fuse(
 
     Of several it is the plainest that is not worse than the best by more than one standard error of their difference, task by task (Breiman et al.
     1984, Classification and Regression Trees, sec. 3.4.3): the best of many is partly the luckiest, the more so if it was fitted to these tasks. That
-    is asked of their scores, and of those that pass of their losses, which tell apart what answers alike: a score counts answers, a loss how sure.
+    is asked of their scores, and of classes' distributions, of those that pass, of their losses: a score counts answers, a calibrated loss how sure.
 
     `trained` has the paths of members that were trained further as one, by the mode that does so (`joint`, `taught`). Raises InputError, with the
     reason, for a mode that its members cannot be joined by.
@@ -126,12 +126,18 @@ def fuse(
 
 
 def ranked(candidates: list[Candidate]) -> list[Candidate]:
-    """Return the chosen one and then the others, best first; `candidates` in the order of MODES, the plainest first."""
-    sign = candidates[0].learner.objective.sign
+    """Return the chosen one and then the others, best first; `candidates` in the order of MODES, the plainest first.
+
+    Losses are asked for classes alone: a loss of values or returns is the score, one of an order differs with the scale of outputs, which nothing calibrates.
+    """
+    objective = candidates[0].learner.objective
+    sign = objective.sign
     order = sorted(candidates, key=lambda c: (not c.by_task.isfinite().all(), -sign * c.by_task.mean().item(), c.scores["loss"]))
     good = [c for c in candidates if mixing.as_good(sign * (order[0].by_task - c.by_task))] or order[:1]
-    surest = min(good, key=lambda c: (not c.losses.isfinite().all(), c.losses.mean().item()))
-    chosen = next((c for c in good if mixing.as_good(c.losses - surest.losses)), surest)
+    chosen = good[0]
+    if objective.name == "cross_entropy":
+        surest = min(good, key=lambda c: (not c.losses.isfinite().all(), c.losses.mean().item()))
+        chosen = next((c for c in good if mixing.as_good(c.losses - surest.losses)), surest)
     return [chosen, *(c for c in order if c is not chosen)]
 
 

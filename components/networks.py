@@ -100,7 +100,7 @@ def maxima(x: Tensor) -> Tensor:
     On a processor, where nothing is differentiated, of two rows and then of two columns: torch's pooling also keeps where each maximum lies and takes
     twice as long (benchmarks/encoding.py), but is the faster one to go back through.
     """
-    if torch.is_grad_enabled() or not x.is_cpu:
+    if torch.is_grad_enabled() or not x.is_cpu or min(x.shape[-2:]) < 2:  # of one pixel torch says that there is no maximum
         return F.max_pool2d(x, 2)
     height, width = (side // 2 * 2 for side in x.shape[-2:])
     rows = torch.maximum(x[..., 0:height:2, :width], x[..., 1:height:2, :width])

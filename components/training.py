@@ -31,6 +31,7 @@ from components.learners.views import Views
 from components.learning import FitSection
 from components.lineage import lineage
 from components.networks import share_statistics
+from components.notices import tell
 from components.plain import to_plain
 from components.tasks import TaskBatch
 from components.tasksets import read_table
@@ -290,6 +291,6 @@ def _newest_readable(state: Path) -> str | None:
             torch.load(path, map_location="cpu", weights_only=True)
             return str(path)
         except Exception as error:
-            print(f"checkpoint {path} cannot be read ({type(error).__name__}); going on from the one before", file=sys.stderr)
+            tell(f"checkpoint {path} cannot be read ({type(error).__name__}); going on from the one before")
             os.replace(path, path.with_suffix(".damaged"))
     return None

@@ -41,11 +41,18 @@ def side_by_side(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: S
     return [artifacts.link(line, stages.as_ref(plan[name], before[name])) for name in lessons]
 
 
-def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: StageRef, teachers: list[str]) -> tuple[list[StageRef], list[StageRef], str]:
-    """Try the recipes that compete, then teach every student, generation by generation.
+@dataclasses.dataclass(frozen=True)
+class Distilled:
+    """What teaching came to: recipes' trials, students of earlier generations, students, and the recipe that was chosen (empty: the configured one)."""
 
-    Returns the students of the last generation, the trials, and the name of the recipe that validation tasks chose (empty: the configured one).
-    """
+    trials: list[StageRef]
+    earlier: list[StageRef]
+    students: list[StageRef]
+    recipe: str
+
+
+def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: StageRef, teachers: list[str]) -> Distilled:
+    """Try the recipes that compete, of which validation tasks choose, then teach every student, generation by generation."""
     config, student, rows = line.config, line.config.student, student_rows(line.config)
     fit, score = student.learner.fit, OBJECTIVE_SCORES[config.domain.objective]
     trials = {f"recipe-{name}": (teachers, Lesson(0, config.seed, dataclasses.replace(fit, steps=student.sweep_steps), name)) for name in student.recipes()}
@@ -58,4 +65,4 @@ def distilled(line: Pipeline, plan: dict[str, Key], pool: Pinned, tasksets: Stag
         own = rows[generation * student.count : (generation + 1) * student.count]
         lessons = {r.name: ([made[r.before].path] if r.before else teachers, Lesson(r.index, r.seed, fit, recipe)) for r in own}
         made |= {ref.name: ref for ref in side_by_side(line, plan, pool, tasksets, lessons)}
-    return [made[r.name] for r in rows if r.last], tried, recipe
+    return Distilled(tried, [made[r.name] for r in rows if not r.last], [made[r.name] for r in rows if r.last], recipe)

@@ -2,8 +2,9 @@
 
 import logging
 import os
-import sys
 from typing import Any
+
+from components.notices import heard_by, on_stderr
 
 
 def say(line: str) -> None:
@@ -16,9 +17,12 @@ def say(line: str) -> None:
                 logging.getLogger(name).setLevel(logging.INFO)
             get_run_logger().info(line)
         else:
-            print(line, file=sys.stderr, flush=True)
+            on_stderr(line)
     except RuntimeError:  # Prefect knows of no run in this process, as in a cluster's workers
-        print(line, file=sys.stderr, flush=True)
+        on_stderr(line)
+
+
+heard_by(say)
 
 
 def completed(text: str) -> Any:

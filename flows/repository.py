@@ -1,6 +1,6 @@
 """DVC's side of the data's versions: what is in its cache and on its remote, by the text of a pin file.
 
-All of it happens in a throw-away repository that shares the project's cache and remotes, so that the checkout is never touched.
+All of it happens in a throw-away repository that shares the project's cache and remotes: of the checkout, `data/<domain>` alone is ever replaced.
 """
 
 import logging
@@ -58,7 +58,8 @@ def restore(text: str, domain: str, target: Path) -> bool:
 def add(text: str | None, domains: dict[str, str], domain: str, digest: str) -> str:
     """Add data/<domain> to the cache beside the domains already pinned; return the text of the pin that holds them all.
 
-    Where the others' manifest is neither in the cache nor on a remote, the pin holds their digests alone, until a run brings them back.
+    Where there is a remote, it is given what it lacks. Where there is none, and the manifest of the others is not in the cache either, the pin holds their
+    digests alone, until a run brings them back. Raises InputError where a remote does not take the files, or does not have that manifest.
     """
     others = {name: md5 for name, md5 in domains.items() if name != domain}
     made = _tracked(text if others else None, domain)
@@ -73,7 +74,7 @@ def add(text: str | None, domains: dict[str, str], domain: str, digest: str) -> 
 def _tracked(text: str | None, domain: str) -> dict[str, Any] | None:
     """Add data/<domain> to the cache and push it where there is a remote; return a pin of it and of all that `text` pins.
 
-    None where the manifest of what `text` pins is not in the cache and there is no remote to have it; InputError where there is one.
+    None where the manifest of what `text` pins is not in the cache and there is no remote to have it.
     """
     from dvc.exceptions import DvcException
 

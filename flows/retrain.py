@@ -99,7 +99,8 @@ def retrain(
             teacher = done(stages.meta_train, "teacher", tasksets, start)
             made = {"base": base, "teacher": teacher}
             teachers = [made[name].path if name in made else outside.teachers[name][0] for name in config.student.teachers()]
-            students, tried, recipe = distilled(line, plan, pool, tasksets, teachers)
+            taught = distilled(line, plan, pool, tasksets, teachers)
+            students, recipe = taught.students, taught.recipe
             made |= {ref.name: ref for ref in students}
             joined = [made[name] for name in fused_of(config, [ref.name for ref in students])]
             fused = [done(stages.fuse, "fused", tasksets, joined, teachers, recipe)] if students else []
@@ -108,7 +109,7 @@ def retrain(
                 again = stages.Lesson(students.index(best), seed_of_student(config.seed, "again"), config.fusion.again, recipe, best.path)
                 fused.append(done(stages.distill, "fused-distilled", tasksets, [fused[0].path], again))
             models = {ref.name: ref for ref in (base, teacher, *students, *fused)}
-            measured = models | {ref.name: ref for ref in tried if config.evaluation.ablation}
+            measured = models | {ref.name: ref for ref in taught.trials if config.evaluation.ablation}
             evaluation = done(stages.evaluate, "evaluation", final, measured, outside.champion and outside.champion[0])
         ours = models[contender(plan)]
         artifacts.headline(line, models, ours.name, evaluation)
@@ -118,11 +119,14 @@ def retrain(
         line = replace(line, run_id=tracking.known(line.run_id))
         cards.write(line, pool, ours, models, evaluation, decision)
         runlist.summarise(line, ours, evaluation, decision)
-        refs = [tasksets, final, *models.values(), evaluation]
+        refs = [tasksets, final, base, teacher, *taught.trials, *taught.earlier, *students, *fused, evaluation]
         report.publish(line, pool, refs, evaluation, decision)
         return Outcome(
-            line.run_id,
-            **vars(decision),
+            run_id=line.run_id,
+            model=decision.model,
+            version=decision.version,
+            champion=decision.champion,
+            reason=decision.reason,
             ran=[ref.name for ref in refs if not ref.cached],
             judged=ours.name,
             validation=ours.metrics[f"val/{OBJECTIVE_SCORES[config.domain.objective]}"],

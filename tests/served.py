@@ -54,6 +54,11 @@ class Server:
     def flow_runs(self, deployment: str) -> list[dict]:
         return self.ask("flow_runs/filter", {"deployments": {"name": {"any_": [deployment]}}})
 
+    def told(self, run: str) -> str:
+        """Return what Prefect's log of a flow run holds, as its page shows it."""
+        lines = self.ask("logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}})
+        return " ".join(line["message"] for line in lines)
+
     def log(self) -> str:
         return (self.workspace.root / "mlruns/logs/worker-local.log").read_text()[-4000:]
 

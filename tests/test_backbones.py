@@ -128,7 +128,11 @@ def test_maxima_are_those_of_torchs_pooling_whether_differentiated_or_not(dtype:
         found = maxima(x)
     assert torch.equal(found.nan_to_num(), wanted.nan_to_num()) and torch.equal(found.isnan(), wanted.isnan())
     assert found.is_contiguous(memory_format=layout), "the next convolution need not lay it out anew"
-    assert torch.equal(maxima(x).nan_to_num(), wanted.nan_to_num())
+    with torch.no_grad(), pytest.raises(RuntimeError, match="Output size is too small"):
+        maxima(x[..., :1, :])
+    tied = x.round().nan_to_num().requires_grad_()  # of equal pixels one alone is moved, as by torch
+    (found,), (wanted,) = (torch.autograd.grad(pooled(tied).square().sum(), tied) for pooled in (maxima, lambda x: torch.nn.functional.max_pool2d(x, 2)))
+    assert torch.equal(found, wanted)
 
 
 def test_weights_of_before_blocks_could_be_separable_are_read(tmp_path: Path) -> None:

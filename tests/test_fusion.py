@@ -26,6 +26,7 @@ from components.learners.views import once
 from components.learning import FusionSection
 from components.mixing import greedy_weights, mixture_weights, soup
 from components.networks import BatchNorm
+from components.objectives import OBJECTIVES
 from components.tasks import Examples
 from components.validation import Validation, by_task
 from flows.config import load
@@ -174,6 +175,8 @@ def test_the_plainest_that_is_not_worse_by_a_standard_error_is_chosen() -> None:
     assert order(average=(even, even + swing + 0.01), weights=(even, even)) == ["average", "weights"]
     assert order(average=(even, even + 0.01), weights=(even - 0.01, even)) == ["average", "weights"]  # surer, but worse
     assert order(average=(even, even * torch.nan), weights=(even, even)) == ["weights", "average"]
+    learner.objective = OBJECTIVES["ranking"]  # its loss differs with the scale of outputs, which nothing calibrates
+    assert order(average=(even, even + 0.01), weights=(even, even)) == ["average", "weights"]
     assert [*MODES][:3] == ["soup", "average", "taught"], "what nothing fits to validation tasks comes before what is fitted to them"
 
 

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"contracts", "learning", "inputs", "scores", "plain", "tasks", "networks", "draws", "objectives", "gradients", "descent", "environments", "figures"},
+    {"contracts", "learning", "inputs", "scores", "plain", "notices", "tasks", "networks", "draws", "objectives"}
+    | {"gradients", "descent", "environments", "figures"},
     {"domains", "learners"},
     {"tasksets", "batches", "validation", "distillation", "mixing", "fusion", "task_figures"},
     {"goals", "training", "evaluation", "drift", "curves", "looking", "serving", "examination", "challenge"},

@@ -273,6 +273,8 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
     for difference in ("recipe-relation_weight-1 - recipe-plain", "joined-whitened - joined-average", "joined-taught - joined-average"):
         assert re.search(rf"\n {difference} +[+-]\d", out), difference  # the ablation: paired, on the same test tasks
     assert re.search(r"\n fused-distilled +\d", out) and "fused-distilled - student-best" in out
+    ran = out.partition("\nran: ")[2].partition("\n")[0]
+    assert {"recipe-plain", "student-0-generation-1", "student-0", "fused"} <= {stage.partition(" (")[0] for stage in ran.split(", ")}
     runs = runs_of(finished)
     parent = max((r for r in runs if r.data.tags["stage"] == "retrain"), key=lambda r: r.info.start_time)
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

@@ -40,6 +40,12 @@ class Rows:
         experiment = client.get_experiment_by_name("table")
         return [] if experiment is None else client.search_runs([experiment.experiment_id], f"tags.stage = '{stage}'")
 
+    def add_a_class_of_one(self) -> None:
+        """Add a row of a label that no other row has: too few to learn from."""
+        table = pyarrow.csv.read_csv(self.file)
+        one = table.slice(0, 1).set_column(table.column_names.index("label"), "label", pa.array(["lonely"]))
+        pyarrow.csv.write_csv(pa.concat_tables([table, one]), self.file)
+
     def spoil(self) -> None:
         """Give every row the numbers of another one: no class can be told from another any more."""
         table = pyarrow.csv.read_csv(self.file)
@@ -55,14 +61,15 @@ def rows(system: Server, tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 @pytest.mark.slow
 def test_new_data_start_one_pipeline_and_a_touched_file_none(server: Server, rows: Rows) -> None:
+    rows.add_a_class_of_one()
     assert "is new: event fewloop.data.changed" in rows.look("watch/data-watcher", settle=1)
     until(lambda: [run["state_type"] for run in server.flow_runs("on-new-data")] == ["COMPLETED"], every=0.5)
     (run,) = server.flow_runs("on-new-data")
     assert run["parameters"]["overrides"] == rows.asked
     (pipeline,) = rows.runs("retrain")
     assert pipeline.data.tags["prefect.flow_run_id"] == run["id"] and "there was no champion" in pipeline.data.tags["promotion"]
-    asked = {"logs": {"flow_run_id": {"any_": [run["id"]]}}}
-    until(lambda: "NEW DATA VERSION: table" in " ".join(line["message"] for line in server.ask("logs/filter", asked)), every=0.5)
+    until(lambda: "NEW DATA VERSION: table" in server.told(run["id"]), every=0.5)
+    assert "1 classes of fewer than" in server.told(run["id"]), "what building the data told came before"
     os.utime(rows.file, (1, 1))
     assert rows.look("watch/data-watcher", settle=1).endswith("is what it was")
     assert len(server.flow_runs("on-new-data")) == 1
@@ -103,7 +110,7 @@ def test_a_champion_that_fell_is_retrained_once(server: Server, rows: Rows) -> N
 def test_two_deployments_of_one_domain_take_turns(server: Server, rows: Rows) -> None:
     with FileLock(server.workspace.root / "mlruns" / "domain-table.lock"):
         assert server.command("deployment", "run", "retrain/nightly", "-p", f"overrides={json.dumps(rows.asked)}").returncode == 0
-        until(lambda: "domain table: waiting" in server.log(), every=0.5)
+        until(lambda: "domain table: waiting" in " ".join(server.told(run["id"]) for run in server.flow_runs("nightly")), every=0.5)
         assert [run["state_type"] for run in server.flow_runs("nightly") if run["start_time"]] == ["RUNNING"]
     until(lambda: [run["state_type"] for run in server.flow_runs("nightly") if run["start_time"]] == ["COMPLETED"], every=0.5)
 

@@ -1,6 +1,5 @@
 """The user's own pictures: `<root>/<class>/*` or `<root>/<group>/<class>/*`, PNG, JPEG or WebP of any size."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from components.domains.options import ImageFolderOptions
 from components.domains.pictures import SUFFIXES, read_picture
 from components.domains.pool import PoolClass, Source
 from components.inputs import InputError, require
+from components.notices import tell
 from components.plain import describe, writable
 
 
@@ -73,12 +73,12 @@ def build(options: ImageFolderOptions, mirror: str | None = None) -> Source:
     if problems and options.problems == "refuse":
         raise InputError(f"{root} must hold pictures alone, got {len(problems)} that cannot be used: {describe(problems)}. Or domain.source.problems=skip.")
     if problems:
-        print(f"{root}: {len(problems)} skipped: {describe(problems)}", file=sys.stderr, flush=True)
+        tell(f"{root}: {len(problems)} skipped: {describe(problems)}")
     groups = Counter(c.name.rpartition("/")[2] for c in classes)
     shared = sorted(name for name, count in groups.items() if count > 1)
     if shared:
         told = f"{len(shared)} class names are in several groups ({describe(shared)}): a class of its own in each, split by itself"
-        print(f"{root}: {told}. Where they mean the same, put a class's pictures into one folder.", file=sys.stderr, flush=True)
+        tell(f"{root}: {told}. Where they mean the same, put a class's pictures into one folder.")
     require(len(classes) >= 2, f"{root} must hold at least two classes of {options.min_items} pictures, got {len(classes)}. Add sub-folders.")
     return Source(classes, np.stack(inputs), notes)
 

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import io
 import re
-import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from components.domains.columns import is_numeric, names_in, newest, numbers, re
 from components.domains.options import RatingsOptions
 from components.inputs import InputError, require
 from components.manifest import file_digest
+from components.notices import tell
 from components.plain import describe, one_line
 
 # (ratings, users) of the published releases; of ml-latest-small those of 2016 and of 2018. Altered copies circulate.
@@ -71,7 +71,7 @@ def read_movielens(path: Path, release: str) -> Told:
     require(same, f"{path} must hold the ratings of {release}, got the same number of others (an altered copy). Fetch it again.")
     if wanted is None and file_digest(path) != ARCHIVES[release]:
         unknown = f"{path} is not the archive that was published: its ratings and users are as many as {release} has, and no more is known of them"
-        print(unknown, file=sys.stderr, flush=True)
+        tell(unknown)
     users, items = (_names(rows[:, i]) for i in (0, 1))
     return Told(users, items, rows[:, 2], rows[:, 3], sides, {number: title for number, (title, _) in films.items()}, about, people)
 
@@ -192,7 +192,7 @@ def _described(table: pa.Table, names: list[str], items: list[str], path: Path) 
             require(len(parts) <= PARTS, f"{asked}. Leave it out of domain.source.describes, or group them.")
             own = np.array([[float(part in said.get(item, ())) for part in parts] for item in distinct])
         if not (own != own[:1]).any():
-            print(f"{path}: column {name} says the same of all items, and is left out", file=sys.stderr, flush=True)
+            tell(f"{path}: column {name} says the same of all items, and is left out")
             continue
         columns.append(own.reshape(len(distinct), -1))
     return dict(zip(distinct, np.concatenate(columns, 1).tolist(), strict=True)) if columns else {}

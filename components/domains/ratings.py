@@ -6,7 +6,6 @@ or by columns of the user's own file. Beside an item stands what is told of the 
 Where ratings have no values, touches.py draws what was not touched beside what was.
 """
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from components.domains.pool import PoolClass, Source
 from components.domains.rating_files import read_movielens, read_own
 from components.domains.touches import beside_untouched, first_touches
 from components.inputs import require
+from components.notices import tell
 from components.plain import describe
 
 URL = "https://files.grouplens.org/datasets/movielens/{}.zip"
@@ -38,13 +38,13 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
     else:  # the newest rating of an item stands: an older one would be among the examples of a task that asks for it
         newest = np.sort(len(rows) - 1 - first_touches(rows[::-1]))
         if len(newest) < len(rows):
-            print(f"{len(rows) - len(newest):,} ratings left out: the same user rated the same item again later", file=sys.stderr, flush=True)
+            tell(f"{len(rows) - len(newest):,} ratings left out: the same user rated the same item again later")
         rows = rows[newest]
     counts = np.bincount(rows[:, 0].astype(np.int64), minlength=len(users))
     enough = counts >= options.min_ratings
     if not enough.all():
         few = f"{int((~enough).sum()):,} of {len(users):,} users left out, who have fewer than min_ratings={options.min_ratings}"
-        print(few, file=sys.stderr, flush=True)
+        tell(few)
     new, beside = new_ones(items.tolist(), options.new_items), 0 if options.rating else options.negatives
     if options.rating is None:
         left = np.zeros(len(users), dtype=bool)
@@ -54,7 +54,7 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
         enough &= ~left
         if left.any():
             told_of = f"{int(left.sum())} users left out, who touched so many of the {len(items)} items that too few are left to draw beside them"
-            print(told_of, file=sys.stderr, flush=True)
+            tell(told_of)
     require(int(enough.sum()) >= 4, f"domain.source needs four users with {options.min_ratings} ratings, got {int(enough.sum())}. Lower min_ratings.")
     rows = rows[enough[rows[:, 0].astype(np.int64)]]
     least, greatest = (float(told.value.min()), float(told.value.max())) if options.rating else (0.0, 1.0)
@@ -83,7 +83,7 @@ def build(options: RatingsOptions, mirror: str | None = None) -> Source:
         numbers, classes = housed(rows, users, new, options.cells, options.min_ratings, beside)
         rows = rows[numbers]
         unknown = "" if width else ", and nothing describes them: neither genres and years nor columns of domain.source.describes"
-        print(f"{int(new.sum()):,} of {len(items):,} items are new to who trains{unknown}", file=sys.stderr, flush=True)
+        tell(f"{int(new.sum()):,} of {len(items):,} items are new to who trains{unknown}")
     titles = [told.titles.get(name, name) for name in items]
     about = Columns(told.about, "", [], [], True) if told.about else None
     people = np.array([told.people.get(name, [np.nan] * len(told.about)) for name in users]) if told.about else None

@@ -1,13 +1,12 @@
 """The user's own vectors: rows of numbers with a label, from CSV or Parquet; embeddings of any model, or readings of sensors."""
 
-import sys
-
 import numpy as np
 
 from components.domains.columns import Columns, coded, constant, is_numeric, names_in, numbers, read_table, rows_by
 from components.domains.options import TableOptions
 from components.domains.pool import PoolClass, Source
 from components.inputs import require
+from components.notices import tell
 from components.plain import describe
 
 
@@ -22,7 +21,7 @@ def build(options: TableOptions, mirror: str | None = None) -> Source:
     names = options.features or [f.name for f in table.schema if f.name and f.name not in kept and is_numeric(f.type)]
     others = [] if options.features else [f.name or "(no name)" for f in table.schema if f.name not in {*kept, *names}]
     if others:
-        _say(f"{path}: {len(others)} columns left out that have no name, or hold something else than numbers: {describe(others)}")
+        tell(f"{path}: {len(others)} columns left out that have no name, or hold something else than numbers: {describe(others)}")
     named = [name for name in options.features if name in kept]
     require(not named, f"domain.source.features must leave out label and group, which are what is asked for, got {describe(named)} among them. Remove it.")
     rows = numbers(table, names, path)
@@ -32,11 +31,11 @@ def build(options: TableOptions, mirror: str | None = None) -> Source:
     labels = np.array(names_in(table, options.label, path), dtype=object)
     groups = np.array(names_in(table, options.group, path) if options.group else ["rows"] * len(rows), dtype=object)
     if options.missing == "drop" and gaps.any():
-        _say(f"{path}: {int(gaps.sum())} of {len(rows)} rows dropped for a missing number")
+        tell(f"{path}: {int(gaps.sum())} of {len(rows)} rows dropped for a missing number")
         rows, labels, groups = rows[~gaps], labels[~gaps], groups[~gaps]
     flat = constant(rows)
     if flat.any():
-        _say(f"{path}: {int(flat.sum())} constant columns left out: {describe([n for n, f in zip(names, flat, strict=True) if f])}")
+        tell(f"{path}: {int(flat.sum())} constant columns left out: {describe([n for n, f in zip(names, flat, strict=True) if f])}")
         names, rows = [n for n, f in zip(names, flat, strict=True) if not f], rows[:, ~flat]
     require(len(names) > 0, f"{path} must have numeric columns that vary beside {options.label}, got none. Add features.")
     columns = Columns(names, options.label, *(([], []) if options.standardise else ([0.0] * len(names), [1.0] * len(names))), options.missing == "mean")
@@ -55,11 +54,7 @@ def _by_class(rows: np.ndarray, labels: np.ndarray, groups: np.ndarray, columns:
         classes.append(PoolClass(name, homes[0], len(own)))
         chosen.append(own)
     if small:
-        _say(f"{options.file}: {len(small)} classes of fewer than {options.min_items} rows left out: {describe(small)}")
+        tell(f"{options.file}: {len(small)} classes of fewer than {options.min_items} rows left out: {describe(small)}")
     require(len(classes) >= 2, f"{options.file} must hold two classes of {options.min_items} rows at least, got {len(classes)}. Add rows.")
     order = np.concatenate(chosen)
     return Source(classes, rows[order], [""] * len(order), reading=columns)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
