@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 MLFLOW_PORT ?= 5000
 PORT ?= $(MLFLOW_PORT)
-# Where torch comes from: unset, pip's own configuration; for a CUDA build, TORCH_INDEX=https://download.pytorch.org/whl/cu130
+# Where torch comes from when .venv is made: unset, pip's own configuration; else TORCH_INDEX=https://download.pytorch.org/whl/cpu or .../cu130
 TORCH_INDEX ?=
 
 .PHONY: help setup retrain test test-all check chaos concurrent gc ui serve-flows stop bench agreement fuzz docs

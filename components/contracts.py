@@ -1,6 +1,6 @@
 """What crosses the boundaries: typed config sections in, frozen references out.
 
-Standard library only. Sections carry no defaults (FitSection.keep aside): every value lives in conf/, once. How something is trained: components/learning.py.
+Standard library only. Sections carry no defaults: every value lives in conf/, once. How something is trained: components/learning.py.
 """
 
 import math

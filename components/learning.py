@@ -1,6 +1,6 @@
 """The sections of the configuration that say how something is trained: base model, learner, students, fusion.
 
-Standard library only. Every value lives in conf/, once; `keep` alone has a default, which all fits but one take.
+Standard library only. They carry no defaults: every value lives in conf/, once.
 """
 
 import dataclasses
@@ -240,9 +240,9 @@ class StudentSection:
 class FusionSection:
     """How students become one learner.
 
-    `mode`: one way of joining, or the best of all on validation tasks (`auto`). `members`: students, teacher, base, and where tasks have values a
-    linear model of the inputs (linear.py), which errs elsewhere than networks do. `views` is the fused
-    learner's, as a learner's own. `fit` is the training of mode `joint`, `lessons` that of `taught`; without steps `auto` leaves them out.
+    `mode`: one way of joining, or the plainest that validation tasks do not call worse than the best (`auto`). `members`: students, teacher, base, and
+    where tasks have values a linear model of the inputs (linear.py), which errs elsewhere than networks do. `views` is the fused learner's, as a learner's
+    own. `fit` is the training of mode `joint`, `lessons` that of `taught`; without steps `auto` leaves them out.
     `again`: the training of one more student, which goes on from the best by the students' recipe, taught by the fused learner; 0 steps for none.
     """
 

@@ -24,7 +24,7 @@ the model before it has played), and prints means with 95 % intervals.
   domain   of pictures; of ratings, tables, policies or sine waves, the experiment that trains such models
   against  another model, adapted to the same tasks: the differences on these are paired
   others   any key of the config, such as evaluation.tasks=200, or evaluation.challenge=<folder> for one-shot runs
-           in the challenge's format (see python -m flows.retrain --help)
+           in the challenge's format: <run>/class_labels.txt, which names the pictures of <run>/training and <run>/test
 """
 
 

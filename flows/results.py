@@ -62,7 +62,7 @@ def page(models: Iterable[tuple[str, list[Any]]]) -> str:
     parts = [
         "# Results\n",
         "Written by `python -m flows.results` from MLflow's runs. Scores with 95 % intervals over groups, or over classes where tasks mix all;",
-        "differences are paired.\n",
+        "differences are paired. Times are of that call on the clock, beside other work; stages that were cached took none.\n",
     ]
     for name, runs in models:
         parts += [f"## {name}\n", *map(section, runs)]
