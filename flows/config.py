@@ -5,7 +5,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -156,7 +156,11 @@ def _typed(plain: dict[str, Any]) -> Config:
         kind = table.get(str(parent["name"]))
         require(kind is not None, f"{'.'.join(where[:-1])}.name must be one of {', '.join(sorted(table))}, got {parent['name']!r}. Choose one of them.")
         assert kind is not None
-        options = _to_section(kind, parent[where[-1]], ".".join(where))
+        place, given = ".".join(where), parent[where[-1]]
+        if isinstance(given, dict):  # what an experiment sets for its own family stays where another one is chosen, and is none of that one's
+            of_others = {f.name for other in table.values() for f in dataclasses.fields(other)} - {f.name for f in dataclasses.fields(kind)}
+            given = {key: value for key, value in given.items() if key not in of_others}
+        options = _to_section(kind, given, place)
         parent[where[-1]] = dataclasses.asdict(options)
     config: Config = _to_section(Config, plain, "")
     if config.domain.objective == "return":
@@ -165,7 +169,8 @@ def _typed(plain: dict[str, Any]) -> Config:
 
 
 def _to_section(kind: type, plain: dict[str, Any], where: str) -> Any:
-    """Check types, choices and ranges. Pydantic does it because OmegaConf's own schemas know no Literal."""
+    """Check keys, types, choices and ranges. Pydantic does it, keys aside, because OmegaConf's own schemas know no Literal."""
+    _check_keys(kind, plain, where)
     try:
         return TypeAdapter(kind).validate_python(plain)
     except ValidationError as errors:
@@ -175,6 +180,18 @@ def _to_section(kind: type, plain: dict[str, Any], where: str) -> Any:
         if isinstance(reason, InputError):
             raise InputError(_placed(str(reason), key)) from errors
         raise InputError(f"{key}: {first['msg']}, got {first['input']!r}. See the values with --cfg job.") from errors
+
+
+def _check_keys(kind: type, plain: Any, where: str) -> None:
+    """Raise InputError for a key that no section has: Hydra refuses it in an override, but not in a file of conf/, where it would do nothing."""
+    if not isinstance(plain, dict):
+        return  # of a wrong type, which is told with its value
+    kinds = get_type_hints(kind)
+    for key, value in plain.items():
+        place = f"{where}.{key}".lstrip(".")
+        require(key in kinds, f"{place} is not a key; there are {', '.join(kinds)}. Correct the file of conf/ that has it.")
+        if dataclasses.is_dataclass(kinds[key]):
+            _check_keys(kinds[key], value, place)
 
 
 def _placed(told: str, place: str) -> str:

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,6 +185,38 @@ def test_the_line_names_the_key_what_it_takes_and_what_it_got(capsys: pytest.Cap
             cli.answer_early(arguments)
         told = capsys.readouterr().err
         assert all(word in told for word in words), told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("fusoin: {views: 2}", "fusoin is not a key; there are experiment,"),
+        ("student: {recipe: {cutmx: 0.9}}", "student.recipe.cutmx is not a key; there are temperature,"),
+        ("learner: {options: {inner_step: 3}}", "learner.options.inner_step is not a key; there are"),
+    ],
+)
+def test_a_misspelt_key_of_a_file_is_told(text: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import config
+
+    shutil.copytree(config.CONF, tmp_path / "conf")
+    file = tmp_path / "conf/experiment/own.yaml"
+    file.write_text(f"# @package _global_\ndefaults: [smoke]\n{text}\n")
+    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    with pytest.raises(InputError, match=f"^{re.escape(told)}"):
+        config.load(["experiment=own"])
+    file.write_text("# @package _global_\ndefaults: [smoke]\n")
+    config.load(["experiment=own"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (paths.HOUSE / "conf/experiment").glob("*.yaml")))
+def test_every_experiment_has_keys_that_do_something(name: str, tmp_path: Path) -> None:
+    from flows.config import load
+
+    (tmp_path / "class").mkdir()
+    (tmp_path / "rows.csv").write_text("label,a\n")
+    own = {"image_folder": f"domain.source.root={tmp_path}", "table": f"domain.source.file={tmp_path / 'rows.csv'}"}
+    own["clicks"] = own["table"]
+    load([f"experiment={name}", *([own[name]] if name in own else [])])
 
 
 def test_a_path_key_is_taken_verbatim() -> None:
