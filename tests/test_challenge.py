@@ -58,6 +58,20 @@ def test_runs_are_read_as_they_were_drawn_and_scored_by_their_labels(tmp_path: P
         assert metrics[f"challenge/pixels/{error}"] == pytest.approx((0 + 15) / 2)  # 3 of 20 in the second run
 
 
+def test_a_picture_that_looks_like_anothers_class_is_named_rightly_by_the_joint_decision_alone(tmp_path: Path) -> None:
+    first, second, *_ = write_run(tmp_path / "run01", [(i, i) for i in range(20)])
+    between = np.where(np.random.default_rng(2).random(first.shape) < 0.6, first, second)
+    Image.fromarray(between).convert("1").save(tmp_path / "run01" / "test" / "item02.png")  # of the second class, nearer to the first
+    metrics = challenge.examine({"pixels": Nearest()}, challenge.read_runs(tmp_path, 105), {})
+    assert (metrics["challenge/pixels/error"], metrics["challenge/pixels/error_joint"]) == (5, 0)
+
+
+def test_where_a_class_is_asked_for_twice_nothing_is_decided_jointly(tmp_path: Path) -> None:
+    write_run(tmp_path / "run01", [(max(i, 1), max(i, 1)) for i in range(20)])
+    metrics = challenge.examine({"pixels": Nearest()}, challenge.read_runs(tmp_path, 35), {})
+    assert metrics["challenge/pixels/error"] == 0 and "challenge/pixels/error_joint" not in metrics
+
+
 class Farthest(Nearest):
     def predict_features(self, adapted: Adapted, x: torch.Tensor) -> torch.Tensor:
         return -super().predict_features(adapted, x)

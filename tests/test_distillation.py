@@ -163,6 +163,32 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn() -> None:
     assert loss.item() == pytest.approx(0, abs=1e-6) and metrics["agreement"] == 1
 
 
+def test_the_loss_is_the_sum_of_its_parts_each_of_those_who_see_it(small_pool: Pool) -> None:
+    """The student adapts to few and blurred examples, the teacher to more and clear ones; what is compared is what both have seen, blurred for the one."""
+    student, teacher = (store.build(spec("protonet", norm="running"), seed).eval() for seed in (0, 1))
+    teacher.temperature.fill_(2.0)
+    batch, generator = tasks(shot=3), torch.Generator().manual_seed(6)
+    order = [0, 3, 6, 1, 2, 4, 5, 7, 8]  # one of each class, then two further ones of each
+    taught = Examples(batch.support.x[:, order], batch.support.y[:, order], 3)
+    few = Examples(taught.x[:, :3] + 0.2 * torch.randn(3, 3, *PICTURES, generator=generator), taught.y[:, :3], 3)
+    given = Lesson(few, batch.query, taught, torch.rand(3, 5, *PICTURES, generator=generator))
+    recipe = replace(PLAIN, soft_weight=0.6, class_weight=0.5, feature_weight=0.25, relation_weight=2.0)
+    classes = class_features(teacher, small_pool)[:4]
+    loss, _ = loss_of(student, teacher, recipe, given, classes)
+    with store.initial_weights(7):
+        projection, vectors = torch.nn.Linear(classes.shape[1], classes.shape[1]), torch.nn.Linear(classes.shape[1], 4, bias=False).weight
+    asked = torch.cat([batch.query.x, given.unlabelled], 1)
+    with torch.no_grad():
+        outputs, target = student.predict(student.adapt(few), asked), teacher.predict(teacher.adapt(taught), asked)  # calibrated
+        own = student.encode_tasks(torch.cat([few.x, asked], 1)).flatten(2)
+        theirs = teacher.encode_tasks(torch.cat([taught.x[:, :3], asked], 1)).flatten(2)
+        cosines = [16 * torch.nn.functional.normalize(x, dim=-1) @ torch.nn.functional.normalize(y, dim=-1).T for x, y in ((own, vectors), (theirs, classes))]
+        hard = cross_entropy(outputs[:, : batch.query.y.shape[1]].flatten(0, 1), batch.query.y.flatten())
+        wanted = 0.4 * hard + 0.6 * soft_loss(outputs, target, 4.0) + 0.5 * soft_loss(*cosines, 1.0)
+        wanted += 0.25 * feature_loss(projection(own), theirs) + 2 * relation_loss(own, theirs)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
 def test_several_teachers_teach_the_mean_of_their_distributions(tmp_path) -> None:
     batch, paths = tasks(), []
     for seed, name in enumerate(("protonet", "maml", "ridge")):

@@ -17,6 +17,7 @@ from components.contracts import AugmentSection
 from components.domains import images
 from components.domains.pool import Pool
 from components.fusion import MODES, Candidate, Members, fuse, ranked, save_best, weigh
+from components.goals import _weighted_sum
 from components.inputs import InputError
 from components.learners import store
 from components.learners.fused import FusedLearner
@@ -28,7 +29,7 @@ from components.mixing import greedy_weights, mixture_weights, soup
 from components.networks import BatchNorm
 from components.objectives import OBJECTIVES
 from components.tasks import Examples
-from components.validation import Validation, by_task
+from components.validation import Validation, by_task, calibrate
 from flows.config import load
 
 SHAPE = (1, 28, 28)
@@ -190,6 +191,38 @@ def test_greedy_selection_prefers_who_is_right_where_others_are_wrong() -> None:
     assert abs(found[2] - best[1]) < 0.05  # on this convex problem greedy comes near the optimum
     values, targets = torch.tensor([[1.0, 0.0, 1.0], [3.0, 2.0, 3.0]]), torch.tensor([2.0, 1.0, 2.0])
     assert greedy_weights(values, targets).tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_joint_members_are_those_that_were_trained_further_weighed_by_what_they_say_now(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
+    before, after = ([store.build(spec("protonet", norm="running"), seed).eval() for seed in seeds] for seeds in ((0, 1), (2, 3)))
+    batch, weights = tasks(), [0.2, 0.8]
+    for member in before:
+        mixing.estimate_statistics(member, small_pool)
+    paths = [stored(tmp_path / str(i), member, start=str(i)) for i, member in enumerate(before)]
+    learner = FusedLearner(after, "mixture", weights, False, SHAPE)
+    wanted = sum(w * member.meta_loss(batch)[0].item() for w, member in zip(weights, after, strict=True))
+    assert _weighted_sum(learner)(batch)[0].item() == pytest.approx(wanted, rel=1e-5)
+    for member in after:  # what a training would leave
+        mixing.estimate_statistics(member, small_pool)
+    trained = store.fused_spec([spec("protonet", norm="running")] * 2, "mixture", weights, False)
+    store.save(learner, trained, tmp_path / "trained", {})
+    (found,) = fuse(paths, weights, fusion("joint"), NONE, small_pool, str(small_tasksets), {"joint": str(tmp_path / "trained")})
+    for member, theirs in zip(found.learner.members, after, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(member.backbone.parameters(), theirs.backbone.parameters(), strict=True))
+    for member in after:
+        calibrate(member, Validation(small_pool, str(small_tasksets)))
+    again = [stored(tmp_path / f"again-{i}", member, start=str(i)) for i, member in enumerate(after)]
+    assert found.weights == pytest.approx(weigh(again, small_pool, str(small_tasksets)), abs=1e-3) and abs(found.weights[0] - 0.2) > 0.05
+
+
+def test_the_sharpness_of_conditioned_weights_is_the_one_of_least_validation_loss(small_pool: Pool, small_tasksets: Path) -> None:
+    learner, validation = fused(["protonet", "base"], "conditioned", [0.5, 0.5]), Validation(small_pool, str(small_tasksets)).with_shots(5)
+    losses = {}
+    for sharpness in mixing.SHARPNESS:
+        learner.sharpness.fill_(sharpness)
+        losses[sharpness] = by_task(learner, validation)["loss"].mean().item()
+    assert len({round(loss, 5) for loss in losses.values()}) == len(losses)
+    assert mixing.sharpen(learner, validation) == min(losses, key=lambda one: losses[one]) == learner.sharpness.item()
 
 
 def test_over_the_weights_alone_the_joint_objective_collapses_to_the_best_member() -> None:
