@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from components.inputs import positive, require, way_shot
+from components.inputs import not_negative, positive, require, way_shot
 from components.learning import BackboneStartSection, BaseSection, FusionSection, LearnerSection, StudentSection
 
 CELLS = ("known-known", "known-new", "new-known", "new-new")  # users-items: splits of a cold start, reported as the test split is
@@ -55,8 +55,7 @@ class AugmentSection:
     elastic: float
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            require(value >= 0, f"domain.augment.{name} must be at least 0, got {value}. Set 0 to switch it off.")
+        not_negative(**{f"domain.augment.{name}": value for name, value in vars(self).items()})
 
     @property
     def bends(self) -> bool:

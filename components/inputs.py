@@ -18,6 +18,11 @@ def positive(**values: float) -> None:
         require(0 < value < math.inf, f"{name} must be above 0, got {value}. Set it to a positive number.")
 
 
+def not_negative(**values: float) -> None:
+    for name, value in values.items():
+        require(0 <= value < math.inf, f"{name} must be at least 0, got {value}. Set 0 to switch it off.")
+
+
 def way_shot(setting: str) -> tuple[int, int]:
     """Parse `5w1s` into (5, 1). Raises InputError for anything else."""
     way, _, rest = setting.partition("w")

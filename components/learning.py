@@ -4,10 +4,11 @@ Standard library only. They carry no defaults: every value lives in conf/, once.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from components.inputs import positive, require
+from components.inputs import not_negative, positive, require
 
 SHARD = 32  # items of the base batch that share one generator, and go to one process together
 
@@ -32,7 +33,7 @@ class FitSection:
             self.steps % self.epoch_steps == 0,
             f"steps must be a multiple of epoch_steps, got steps={self.steps} and epoch_steps={self.epoch_steps}. Change one of them.",
         )
-        require(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}. Set 0 to switch it off.")
+        not_negative(weight_decay=self.weight_decay)
 
 
 def check_blocks(group: str, kind: str, widths: list[int], pool: list[bool], separable: int) -> None:
@@ -156,9 +157,8 @@ class RecipeSection:
         positive(**{"student.recipe.temperature": self.temperature})
         require(0 <= self.soft_weight <= 1, f"student.recipe.soft_weight must lie in [0, 1], got {self.soft_weight}. It mixes teacher and labels.")
         require(0 <= self.cutmix <= 1, f"student.recipe.cutmix must lie in [0, 1], got {self.cutmix}. It is a share of the tasks.")
-        for name in ("class_weight", "feature_weight", "relation_weight", "teacher_shots", "noise", "unlabelled"):
-            value = getattr(self, name)
-            require(value >= 0, f"student.recipe.{name} must be at least 0, got {value}. Set 0 to switch it off.")
+        parts = ("class_weight", "feature_weight", "relation_weight", "teacher_shots", "noise", "unlabelled")
+        not_negative(**{f"student.recipe.{name}": getattr(self, name) for name in parts})
 
 
 @dataclass
@@ -210,6 +210,8 @@ class StudentSection:
         known = [f.name for f in dataclasses.fields(RecipeSection)]
         for key in (key for changes in self.sweep for key in changes):
             require(key in known, f"student.sweep changes {key}, but a recipe has {', '.join(known)}. Use one of them.")
+        for key, value in ((k, v) for changes in self.sweep for k, v in changes.items()):
+            require(math.isfinite(value), f"student.sweep must give {key} a number, got {value}. Use a finite one.")
         whole = [f.name for f in dataclasses.fields(RecipeSection) if f.type is int]
         for key, value in ((k, v) for changes in self.sweep for k, v in changes.items() if k in whole):
             require(value == int(value), f"student.sweep must give {key} a whole number, got {value}. Use {int(value)} or {int(value) + 1}.")

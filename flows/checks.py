@@ -71,6 +71,9 @@ def _check_source(config: Config) -> None:
     options = OPTIONS[config.domain.name](**config.domain.source)
     if config.data.pin is None and isinstance(options, OwnFiles) and options.given:
         _ = options.place
+    for key, query in (("tasks.query", config.tasks.query), ("evaluation.query", config.evaluation.query)):
+        told = f"{key} must be at least 2 for domain {config.domain.name}, whose tasks ask for an order, got {query}. Raise it."
+        require(config.domain.objective != "ranking" or query >= 2, told)
     source, query = config.domain.source, config.evaluation.query
     cells, beside = source.get("cells", 0), source["negatives"] if source.get("rating", "") is None else 0
     told = f"domain.source.cells must be at least {-(-query // (1 + beside))} for evaluation.query={query}, or 0, got {cells}"
@@ -288,9 +291,10 @@ def _check_challenge(config: Config) -> None:
         return
     found = Path(asked).is_dir() and any(Path(asked).glob("*/class_labels.txt"))
     require(found, f"evaluation.challenge must be a folder of <run>/class_labels.txt, or lookalike, got {asked!r}. Unpack the runs there.")
-    from components.domains.oneshot import check_runs
+    from components.domains.oneshot import check_pictures, check_runs
 
     check_runs(asked)
+    check_pictures(asked)
 
 
 def _check_learner(where: str, section: LearnerSection, config: Config) -> None:

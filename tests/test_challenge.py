@@ -25,6 +25,7 @@ from components.learners import store
 from components.learners.learner import Adapted
 from components.learners.reference import Nearest
 from components.tasks import Examples
+from flows.config import load
 from flows.paths import CODE
 
 
@@ -121,6 +122,20 @@ def test_labels_that_name_no_picture_of_their_run_are_told(tmp_path: Path, line:
     (tmp_path / "run01" / "class_labels.txt").write_text(line + "\n")
     with pytest.raises(InputError, match=told):
         challenge.read_runs(tmp_path, 28)
+
+
+def test_labels_that_are_cut_off_and_pictures_that_are_none_are_told_before_any_training(tmp_path: Path) -> None:
+    write_run(tmp_path / "run01", [(i, i) for i in range(20)])
+    assert load(["domain=omniglot", f"evaluation.challenge={tmp_path}"]).evaluation.challenge == str(tmp_path)
+    labels, picture = tmp_path / "run01" / "class_labels.txt", tmp_path / "run01" / "training" / "class03.png"
+    whole = labels.read_text()
+    labels.write_text("".join(whole.splitlines(keepends=True)[:7]))
+    with pytest.raises(InputError, match="every picture of its test folder, got 7 of 20"):
+        load(["domain=omniglot", f"evaluation.challenge={tmp_path}"])
+    labels.write_text(whole)
+    picture.write_bytes(picture.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"class03.png must be a PNG"):
+        load(["domain=omniglot", f"evaluation.challenge={tmp_path}"])
 
 
 def test_runs_are_read_as_other_systems_pack_them(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """The Omniglot reader on an archive in its format, and on the real one where a mirror has it."""
 
+import functools
+import http.server
 import os
+import socketserver
+import threading
 import zipfile
 from pathlib import Path
 
@@ -55,10 +59,6 @@ def test_a_missing_or_damaged_archive_is_told(tmp_path: Path) -> None:
 
 
 def test_an_archive_is_downloaded_once_and_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import functools
-    import http.server
-    import threading
-
     archive(tmp_path / "served", {"Greek": 2})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
@@ -72,6 +72,29 @@ def test_an_archive_is_downloaded_once_and_a_failed_download_leaves_nothing(tmp_
     assert first.read_bytes() == (tmp_path / "served/omniglot/images_background.zip").read_bytes()
     assert locate("omniglot/images_background.zip", "http://127.0.0.1:9/", None) == first, "the second time nothing is fetched"
     assert [p.name for p in first.parent.iterdir()] == ["images_background.zip"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.0 200 OK\r\nContent-Length: 9000\r\n\r\nhalf of it",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\nhalf of it",
+        b"what no server of HTTP says\r\n\r\n",
+    ],
+)
+def test_a_download_that_is_cut_off_is_told_and_leaves_nothing(answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(answer)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(InputError, match="must be downloaded"):
+            locate("omniglot/images_background.zip", f"http://127.0.0.1:{server.server_address[1]}/x.zip", None)
+        server.shutdown()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_alphabet_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

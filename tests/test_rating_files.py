@@ -72,7 +72,7 @@ def test_a_file_without_a_needed_column_or_with_text_for_numbers_is_named(tmp_pa
             ratings.build(replace(OPTIONS, file=str(tmp_path / "changed.csv"), min_ratings=5))
     (tmp_path / "movielens").mkdir()
     (tmp_path / "movielens" / "ml-1m.zip").write_text("no archive")
-    with pytest.raises(InputError, match=r"must be MovieLens' archive ml-1m.zip"):
+    with pytest.raises(InputError, match=r"must be MovieLens' ml-1m.zip"):
         ratings.build(replace(OPTIONS, release="ml-1m"), str(tmp_path))
 
 

@@ -1,5 +1,6 @@
 """Archives that a domain is built from: found in a mirror, else downloaded once; either way checked by what they hold, not by their bytes."""
 
+import http.client
 import os
 import struct
 import urllib.error
@@ -42,7 +43,10 @@ def locate(name: str, url: str, mirror: str | None) -> Path:
         with urllib.request.urlopen(url, timeout=60) as answer, partial.open("wb") as file:
             while block := answer.read(1 << 20):
                 file.write(block)
-    except (urllib.error.URLError, OSError) as error:
+            announced, came = answer.headers.get("Content-Length"), file.tell()
+        if announced is not None and came != int(announced):  # read a block at a time, an answer that ends too early is no error
+            raise http.client.IncompleteRead(b"", int(announced) - came)
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         partial.unlink(missing_ok=True)
         raise InputError(f"{name} must be downloaded from {url}, got: {error}. Put it under a folder and set mirror=<that folder>.") from error
     os.replace(partial, path)

@@ -51,9 +51,9 @@ def read_archive(path: Path, wanted: str | None) -> Iterator[tuple[str, str, np.
     except InputError:
         raise
     except (*DAMAGED, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} must be Omniglot's archive, got one that cannot be read: {one_line(error)}. Fetch it again.") from error
+        raise InputError(f"{path} must be Omniglot's archive, got one that cannot be read: {one_line(error)}. Remove it and fetch it again.") from error
     if wanted is not None and digest.hexdigest() != wanted:
-        raise InputError(f"{path} must hold the drawings with digest {wanted[:12]}..., got {digest.hexdigest()[:12]}... (altered copy). Fetch it again.")
+        raise InputError(f"{path} must hold the drawings with digest {wanted[:12]}, got {digest.hexdigest()[:12]} (altered). Remove it and fetch it again.")
 
 
 def build(options: OmniglotOptions, mirror: str | None = None) -> Source:

@@ -22,6 +22,15 @@ def check_runs(folder: str | Path) -> None:
     require(len(sizes) < 2, f"Runs must have the same numbers of classes and test pictures, got {sorted(sizes)} in {folder}. Score them in groups.")
 
 
+def check_pictures(folder: str | Path) -> None:
+    """Raise InputError for a picture of a run that cannot be read."""
+    from components.domains.pictures import read_picture
+
+    for labels in sorted(Path(folder).glob(f"*/{LABELS}")):
+        for path in (p for part in named(Path(folder), labels.parent)[:2] for p in part):
+            read_picture(path, 1)
+
+
 def named(root: Path, run: Path) -> tuple[list[Path], list[Path], list[int]]:
     """Return a run's known pictures, its test pictures, and the place of each one's class among the known."""
     text = (run / LABELS).read_text(encoding="utf-8-sig", errors="replace").replace("\\", "/")  # as other systems pack them
@@ -40,6 +49,8 @@ def named(root: Path, run: Path) -> tuple[list[Path], list[Path], list[int]]:
         truth.append(places[training])
     require(len(set(asked)) == len(asked), f"{run / LABELS} must name every test picture once, got one more than once. Unpack the runs again.")
     require(len(asked) > 0, f"{run / LABELS} must name at least one test picture, got an empty file. Unpack the runs again.")
+    there = sum(not path.name.startswith(".") for path in (run / "test").glob("*.png"))
+    require(len(asked) == there, f"{run / LABELS} must name every picture of its test folder, got {len(asked)} of {there}. Unpack the runs again.")
     return known, asked, truth
 
 

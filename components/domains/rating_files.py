@@ -62,13 +62,13 @@ def read_movielens(path: Path, release: str) -> Told:
         sides = _sides(films)
         about, people = _people(found["users"], release) if "users" in found else ([], {})
     except DAMAGED as error:  # Arrow's and csv's errors among them
-        raise InputError(f"{path} must be MovieLens' archive {release}.zip, got one that cannot be read: {one_line(error)}. Fetch it again.") from error
+        raise InputError(f"{path} must be MovieLens' {release}.zip, got one that cannot be read: {one_line(error)}. Remove it and fetch it again.") from error
     counted = (len(rows), len(np.unique(rows[:, 0])))
     told = " or ".join(f"{ratings:,} ratings of {users:,} users" for ratings, users in sorted(PUBLISHED[release]))
-    require(counted in PUBLISHED[release], f"{path} must hold {told}, got {counted[0]:,} of {counted[1]:,} (an altered copy). Fetch it again.")
+    require(counted in PUBLISHED[release], f"{path} must hold {told}, got {counted[0]:,} of {counted[1]:,} (an altered copy). Remove it and fetch it again.")
     wanted = DIGESTS.get(counted)
     same = wanted is None or content_digest(rows) == wanted
-    require(same, f"{path} must hold the ratings of {release}, got the same number of others (an altered copy). Fetch it again.")
+    require(same, f"{path} must hold the ratings of {release}, got the same number of others (an altered copy). Remove it and fetch it again.")
     if wanted is None and file_digest(path) != ARCHIVES[release]:
         unknown = f"{path} is not the archive that was published: its ratings and users are as many as {release} has, and no more is known of them"
         tell(unknown)
