@@ -203,3 +203,19 @@ def chain(tmp_path_factory: pytest.TempPathFactory, prefect: dict[str, str], fin
         return made[domain]
 
     return of
+
+
+def write_run(folder: Path, pairs: list[tuple[int, int]], seed: int = 0) -> list[np.ndarray]:
+    """Write a run of a one-shot examination, of 20 classes; test picture i is a copy of class pairs[i][0]'s, and its label says pairs[i][1]."""
+    random = np.random.default_rng(seed)
+    drawings = [((random.random((105, 105)) < 0.9) * 255).astype(np.uint8) for _ in range(20)]
+    for part in ("training", "test"):
+        (folder / part).mkdir(parents=True)
+    for i, drawing in enumerate(drawings):
+        Image.fromarray(drawing).convert("1").save(folder / "training" / f"class{i + 1:02d}.png")
+    lines = []
+    for i, (shown, said) in enumerate(pairs):
+        Image.fromarray(drawings[shown]).convert("1").save(folder / "test" / f"item{i + 1:02d}.png")
+        lines.append(f"{folder.name}/test/item{i + 1:02d}.png {folder.name}/training/class{said + 1:02d}.png")
+    (folder / "class_labels.txt").write_text("\n".join(lines) + "\n")
+    return drawings

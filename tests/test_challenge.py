@@ -12,6 +12,7 @@ import scipy.stats
 import torch
 from PIL import Image
 from sources import omniglot_archive as archive
+from sources import write_run
 from tasks_for_tests import PICTURES, spec
 
 from components import challenge
@@ -27,22 +28,6 @@ from components.learners.reference import Nearest
 from components.tasks import Examples
 from flows.config import load
 from flows.paths import CODE
-
-
-def write_run(folder: Path, pairs: list[tuple[int, int]], seed: int = 0) -> list[np.ndarray]:
-    """Write a run of 20 classes; test picture i is a copy of class pairs[i][0]'s, and its label says pairs[i][1]."""
-    random = np.random.default_rng(seed)
-    drawings = [((random.random((105, 105)) < 0.9) * 255).astype(np.uint8) for _ in range(20)]
-    for part in ("training", "test"):
-        (folder / part).mkdir(parents=True)
-    for i, drawing in enumerate(drawings):
-        Image.fromarray(drawing).convert("1").save(folder / "training" / f"class{i + 1:02d}.png")
-    lines = []
-    for i, (shown, said) in enumerate(pairs):
-        Image.fromarray(drawings[shown]).convert("1").save(folder / "test" / f"item{i + 1:02d}.png")
-        lines.append(f"{folder.name}/test/item{i + 1:02d}.png {folder.name}/training/class{said + 1:02d}.png")
-    (folder / "class_labels.txt").write_text("\n".join(lines) + "\n")
-    return drawings
 
 
 def test_runs_are_read_as_they_were_drawn_and_scored_by_their_labels(tmp_path: Path) -> None:

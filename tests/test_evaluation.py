@@ -14,12 +14,13 @@ from outcomes import outcome
 from scipy import stats
 from scipy.optimize import minimize_scalar
 from sklearn import metrics
-from tasks_for_tests import CONV, spec
+from tasks_for_tests import CONV, predict, spec, tasks
 
 from components.contracts import RegistrySection
 from components.domains.pool import Pool
 from components.domains.seen import misfit
 from components.evaluation import BINS, Scores, class_ids, evaluate, interval, operations, paired, pooled, score
+from components.examination import compared, references
 from components.inputs import InputError
 from components.learners import store
 from components.learners.reference import Linear, Nearest
@@ -27,6 +28,7 @@ from components.objectives import MEASURES, OBJECTIVES, order_loss
 from components.tasks import Examples
 from components.tasksets import TaskSpec, batch, draw, read_table, write_tasksets
 from components.validation import Validation, calibrate, encode_items, validate
+from flows.config import load
 from flows.sweeps import Point, Row, _pooled
 
 
@@ -285,3 +287,14 @@ def test_guard_rails_refuse_what_is_worse_calibrated_larger_or_costlier() -> Non
     assert len(rails({"fused/parameters": 2, "fused/flops": 1.0}, "fused", RegistrySection("m", 0.0, 0.05, 1, None))) == 1, "without a champion too"
     with pytest.raises(InputError, match=r"registry.max_flops must be at least 0"):
         RegistrySection("m", 0.0, None, None, -1.0)
+
+
+def test_fused_is_compared_with_the_plain_mean_of_the_students_their_best_and_the_teacher(small_pool: Pool) -> None:
+    loaded = {name: store.build(spec("protonet", norm="running"), seed).eval() for seed, name in enumerate(("base", "teacher", "student-0", "student-1"))}
+    found, tasked = references("pixels", loaded, CONV, load().evaluation, 0, small_pool), tasks()
+    wanted = torch.stack([predict(loaded[name], tasked).softmax(-1) for name in ("student-0", "student-1")]).mean(0)
+    assert torch.allclose(predict(found["students-mean"], tasked).softmax(-1), wanted, atol=1e-6)
+    pairs = compared([*found, "fused", "fused-distilled"], "fused", "student-1")
+    others = {"students-mean": "students-mean", "teacher": "teacher", "student-best": "student-1"}
+    assert {label: pairs[f"fused-minus-{label}"] for label in others} == {label: ("fused", other) for label, other in others.items()}
+    assert pairs["fused-distilled-minus-student-best"] == ("fused-distilled", "student-1") and pairs["student-0-minus-teacher"] == ("student-0", "teacher")

@@ -9,7 +9,9 @@ from outcomes import outcome
 from workspace import SMOKE, Workspace
 
 from components.domains.pool import Pool
+from components.figures import trade_off
 from components.score_figures import Bins, TaskScores, by_setting, distribution, inner_steps, learning, read_bins, reliability, versus, weights
+from components.scores import costs
 from components.sweep_figures import places
 from components.task_figures import MOST, sample_task
 from components.tasksets import TaskTable, read_table
@@ -116,6 +118,21 @@ def test_a_pipeline_leaves_its_figures_and_they_read_what_was_measured(finished:
     wanted = {f"{name}-{setting}" for name in ("task", "trade-off") for setting in ("5w1s", "5w5s")}
     assert names == wanted | {"scores-by-task", "scores-by-setting", "reliability", "fusion-weights", "learning-curves", "one-task-mapped", "confusions"}
     assert "ran: nothing" in finished.retrain(SMOKE).stdout
+
+
+def test_a_trade_off_has_each_learner_where_its_score_parameters_and_time_are() -> None:
+    told = {"teacher": (0.9, 0.02, 5000, 0.3), "student-0": (0.8, 0.01, 500, 0.1), "pixels": (0.4, 0.01, 0, 0.01)}
+    metrics: dict[str, float] = {}
+    for role, (score, half, parameters, seconds) in told.items():
+        for setting, lost in (("5w1s", 0.1), ("5w5s", 0.0)):
+            at = f"test/{setting}/{role}"
+            metrics |= {f"{at}/accuracy": score - lost, f"{at}/accuracy_ci95": half, f"{at}/seconds": seconds + lost, f"{role}/parameters": parameters}
+    figure = trade_off(costs(metrics, "5w5s", "accuracy", 100, ["pixels"]), "title", "accuracy")
+    for panel, column, factor in zip(figure.axes, (2, 3), (1, 1000), strict=True):
+        for drawn, role in zip(panel.containers, ("teacher", "student-0"), strict=True):
+            ((x, y),), (bar,) = drawn[0].get_xydata(), drawn[2][0].get_segments()
+            assert (x, y) == pytest.approx((factor * told[role][column], 100 * told[role][0])) and drawn.get_label() == role
+            assert bar[:, 1] == pytest.approx([y - 100 * told[role][1], y + 100 * told[role][1]])
 
 
 def test_a_sweeps_values_stand_by_size_by_magnitude_or_evenly() -> None:

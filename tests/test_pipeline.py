@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sources import write_run
 from workspace import SMOKE, Workspace, until
 
 from components.curves import curves
@@ -192,6 +193,16 @@ def test_evaluate_repeats_the_pipelines_own_score(finished: Workspace) -> None:
     assert f"5w1s: model {wanted:.2f}" in out
 
 
+def test_a_model_is_examined_on_runs_of_ones_own(finished: Workspace, tmp_path: Path) -> None:
+    for name, wrong in (("run01", 0), ("run02", 4)):  # of four pictures the labels say another class
+        write_run(tmp_path / name, [(i, i if i >= wrong else (i + 1) % wrong) for i in range(20)])
+    teacher = finished.outputs("teacher")[0]["ref"]["path"]
+    asked = ["model=models:/glyphs@champion", f"against={teacher}", "domain=glyphs", SMOKE, f"evaluation.challenge={tmp_path}"]
+    out = finished.run("flows.evaluate", *asked).stdout
+    for how in ("independent decisions", "joint assignment"):
+        assert re.search(rf"2 runs.*{how}.*: model 10.00 .*against 10.00 .*model - against \+0.00", out), out  # copies of what is known are known again
+
+
 def test_two_models_are_compared_on_the_same_tasks(finished: Workspace) -> None:
     teacher = finished.outputs("teacher")[0]["ref"]["path"]
     out = finished.run("flows.evaluate", "model=models:/glyphs@champion", f"against={teacher}", "domain=glyphs", SMOKE).stdout
@@ -290,6 +301,13 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
     lesson = json.loads(Path(again, "job.json").read_text())
     assert [Path(path).parent.name for path in lesson["teachers"]] == ["fused"]
     made = {r.data.tags["fingerprint"] for r in children}
+    for path, ref in students.items():
+        if ref["fingerprint"] in made and ref["name"] != "fused-distilled":
+            teachers = [Path(one) for one in json.loads(Path(path, "job.json").read_text())["teachers"]]
+            if ref["name"].endswith("-generation-1"):
+                assert [one.parent.name for one in teachers] == ["teacher", "base"]
+            else:
+                assert [students[str(one)]["name"] for one in teachers] == [f"{ref['name']}-generation-1"]
     own = {path: ref["metrics"] for path, ref in students.items() if re.fullmatch(r"student-\d", ref["name"]) and ref["fingerprint"] in made}
     assert lesson["start"] == max(own, key=lambda path: (own[path]["val/accuracy"], -own[path]["val/loss"])), "it goes on from the best student"
     assert students[lesson["start"]]["name"] != "student-0"
