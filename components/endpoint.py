@@ -43,6 +43,9 @@ class State:
     size: int
 
 
+OVERHEAD = 1500  # bytes of memory that a state takes beside its numbers: measured, of the smallest ones
+
+
 class Endpoint:
     """One model behind /adapt, /predict, /model and /health.
 
@@ -106,7 +109,7 @@ class Endpoint:
         state = self.states.get(name)
         if state is None:
             adapted = _asked(lambda: serving.adapt(self.learner, x, y))
-            state = State(adapted, int(y.max()) + 1 if self.classes else 1, sum(t.numel() * t.element_size() for t in adapted.values()))
+            state = State(adapted, int(y.max()) + 1 if self.classes else 1, OVERHEAD + sum(t.numel() * t.element_size() for t in adapted.values()))
         with contextlib.suppress(ValueError):  # larger than all that may be kept: answered, and not kept
             self.states[name] = state  # what was there is kept anew, for as long
         return name, state

@@ -5,10 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from pathlib import Path
+
+from components import parent
+
+if __name__ == "__main__":
+    parent.end_with_parent()
 
 from components.job import FitJob, Watch
 from components.manifest import file_digest
@@ -64,7 +68,7 @@ def code() -> str:
 def begin(node: int, request: Path, label: str) -> "subprocess.Popen[bytes]":
     """Start this machine's part of a fit: torchrun and its children."""
     threads = json.loads(request.read_text())["trainer"]["threads"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)} | parent.told()
     return subprocess.Popen([sys.executable, "-m", "components.launch", str(node), str(request), label], env=environment, cwd=ROOT)
 
 
@@ -93,23 +97,11 @@ class Written(Watch):
             file.write(json.dumps({"step": step, "metrics": metrics, "again": again}) + "\n")
 
 
-def end_with_parent() -> None:
-    """End this process within a second of its parent, however that ended."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def start(node: str, request: str, label: str) -> None:
     """Be torchrun on machine `node` of the fit's, and end with the process that asked for it."""
     from torch.distributed.run import main as torchrun
 
-    end_with_parent()
+    os.environ |= parent.told()  # its children's parent is this process
     trainer = from_plain(FitJob, json.loads(Path(request).read_text())).trainer
     where = ["--standalone"]
     if trainer.nodes > 1:
@@ -123,7 +115,6 @@ def start(node: str, request: str, label: str) -> None:
 
 def main(request: str, label: str) -> None:
     """Be one of the children: run the job, rank 0 writing history and result beside the state."""
-    end_with_parent()
     job = from_plain(FitJob, json.loads(Path(request).read_text()))
     told, result = Path(job.state) / "told.jsonl", Path(job.state) / "result.json"
     metrics = run(job, Written(told), label)

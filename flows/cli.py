@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from components.inputs import InputError
+from components.plain import masked
 from flows import config, databases, paths
 
 HELP = """python -m flows.retrain [group=choice | key=value ...]
@@ -32,7 +33,7 @@ RESUMED = "stopped; the same command goes on from the last finished epoch"
 
 def fail(error: BaseException) -> NoReturn:
     """Print one line and exit: 2 when the user's input is wrong, 1 for anything else."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {masked(' '.join(str(error).split()))}", file=sys.stderr)
     raise SystemExit(2 if isinstance(error, InputError) else 1)
 
 

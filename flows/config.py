@@ -5,6 +5,7 @@ import os
 import re
 import threading
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
@@ -68,13 +69,16 @@ def compose_plain(overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             with initialize_config_dir(str(CONF), version_base="1.3"):
                 composed = compose("config", overrides=passed)
-                for key, value in verbatim.items():
-                    OmegaConf.update(composed, key, None if value in ("", "null") else value)
+                for key in verbatim:
+                    OmegaConf.update(composed, key, "")  # which refuses a key that is not there
                 plain: Any = OmegaConf.to_container(composed, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(_one_line(error)) from error
         finally:
             GlobalHydra.instance().clear()
+    for key, value in verbatim.items():
+        *above, last = key.split(".")
+        reduce(lambda section, name: section[name], above, plain)[last] = None if value in ("", "null") else value
     plain["mirror"] = plain["mirror"] or os.environ.get("FEWLOOP_MIRROR")
     return dict(plain)
 
@@ -136,6 +140,8 @@ def validated_on(config: Config) -> str:
 
 def _check_override(override: str, key: str, sign: str, value: str) -> None:
     require(bool(sign), f"An override is key=value or group=choice, got {override!r}. See python -m flows.retrain --help.")
+    told = f"An override must be a value or name another key, got {override!r}, which asks for more. Write the value"
+    require(key in VERBATIM or not re.search(r"\$\{[^}]*:", value), f"{told}.")  # ${oc.env:...} would put the environment into MLflow
     require(not re.match(r"[+~]", key), f"Only keys that exist can be changed, got {override!r}. Leave out the leading +, ++ or ~.")
     choices = groups()
     if key in choices:

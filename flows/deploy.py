@@ -5,6 +5,7 @@ is set, is called when a run fails or crashes.
 """
 
 import hashlib
+import http.client
 import json
 import os
 import subprocess
@@ -44,8 +45,9 @@ def check_answers(api: str) -> None:
     try:
         with urllib.request.urlopen(f"{api}/health", timeout=ANSWER):
             return
-    except (OSError, ValueError) as error:  # ValueError: it is no address
-        told = f"A Prefect server must answer at {masked(api)}, got: {one_line(error)}"
+    except (OSError, ValueError, http.client.HTTPException) as error:  # it is no address, or speaks something else
+        said = type(error).__name__ if isinstance(error, http.client.HTTPException) else one_line(error)  # it may quote a password as a port
+        told = f"A Prefect server must answer at {masked(api)}, got: {said}"
         raise InputError(f"{told}. Start it, set another PREFECT_API_URL, or make stop first.") from error
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from components.inputs import InputError
 from components.manifest import MANIFEST
 from flows import cli, paths
 from flows.repository import PIN
 from flows.versions import newest_pins
 
 FOREIGN = 7 * 86_400.0  # seconds
-SCRATCH = 86_400.0  # seconds after which nobody is at work in a folder for the moment
 
 HELP = """python -m flows.gc days=<number> [dry=true]
 
@@ -46,7 +46,7 @@ def collect(days: str, dry: str = "false") -> None:
     outputs = [*unused_outputs(before, {v.tags.get(tag, "") for v in versions for tag in ("fingerprint", "evaluation")})]
     pins = [_pin(v) for v in versions if "retrain.run_id" in v.tags]
     data = [*unused_data(before, [*pins, *_own_pins()])]
-    scratch = [*scraps(min(before, time.time() - SCRATCH))]
+    scratch = [*scraps(min(before, time.time() - paths.STALE))]
     freed, gone = 0, []
     for kind in (outputs, data, scratch):
         sizes = [_remove(path, before, dry == "true") for path in kind]
@@ -147,6 +147,9 @@ def _own_pins() -> Iterator[str]:
     if own.exists():
         yield own.read_text()
     commits = subprocess.run(["git", "log", "--all", "--format=%H", "--", PIN], cwd=paths.root(), capture_output=True, text=True)
+    if commits.returncode != 0 and any((folder / ".git").exists() for folder in (paths.root(), *paths.root().parents)):
+        told = f"git must tell which versions of {PIN} were committed, or their data would be removed; got: {commits.stderr.strip()}"
+        raise InputError(f"{told}. Make git answer in {paths.root()}.")
     for commit in commits.stdout.split():
         shown = subprocess.run(["git", "show", f"{commit}:./{PIN}"], cwd=paths.root(), capture_output=True, text=True)
         if shown.returncode == 0:

@@ -1,8 +1,10 @@
 """Where things lie: the code, what is told about it (conf/, prefect.yaml), and the project's root; never found from the current directory."""
 
+import glob
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,7 @@ from components.inputs import InputError, require
 
 CODE = Path(__file__).resolve().parent.parent  # of flows/ and components/
 TOLD = "conf/config.yaml"
+STALE = 86_400.0  # seconds after which nobody is at work on a file that is not in its place yet, or in a folder for the moment
 
 
 def _house() -> Path:
@@ -52,7 +55,7 @@ def data() -> Path:
 
 
 def runs() -> Path:
-    return Path(os.environ.get("FEWLOOP_RUNS") or root() / "mlruns")
+    return Path(os.environ.get("FEWLOOP_RUNS") or root() / "mlruns").resolve()
 
 
 def locks() -> Path:
@@ -79,7 +82,7 @@ def stages() -> Path:
 
 
 def _partial(target: Path) -> Path:
-    return target.with_name(f".{target.name}.partial")
+    return target.with_name(f".{target.name}.{os.getpid()}.partial")
 
 
 @contextmanager
@@ -90,11 +93,17 @@ def into_place(target: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, target)
     except BaseException:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        discard(partial)
         raise
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder that is of no use, where it is there and can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def write(target: Path, text: str) -> None:
@@ -142,6 +151,9 @@ def target_folder(out: str, name: str = "out") -> Path:
 def _writable(target: Path, name: str) -> None:
     """Raise InputError where nothing can be written beside the target: before the work, and not after it."""
     partial = _partial(target)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > STALE:
+            discard(left)
     try:
         partial.touch()
         partial.unlink()

@@ -19,9 +19,9 @@ def promote(model: str, version: str) -> None:
     require(len(held) > 0, f"model must be a registered model, got {model!r}, which has no versions. See make ui.")
     require(version in map(str, held), f"version must be one of {', '.join(map(str, held))}, got {version!r}. Choose one of them.")
     registry.check_made(tracking.version_of(f"models:/{model}/{version}"))
-    before = tracking.alias(model, "champion")
     experiment = tracking.open_store(model)
-    with tracking.run(experiment, f"promote {version}", {"stage": "promote", "model": model}) as run_id:
+    with registry.alone(model), tracking.run(experiment, f"promote {version}", {"stage": "promote", "model": model}) as run_id:
+        before = tracking.alias(model, "champion")
         was = before.version if before is not None else "none"
         tracking.log_params(run_id, {"version": version, "was": was})
         tracking.store().set_registered_model_alias(model, "champion", version)

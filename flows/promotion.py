@@ -5,14 +5,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from prefect import task
 
 from components.contracts import RegistrySection, StageRef
 from components.lineage import trained_on
 from components.plain import fingerprint, to_plain
 from components.scores import SCORES
-from flows import paths, tracking
+from flows import registry, tracking
 from flows.plan import Outside
 from flows.stages import Pipeline
 from flows.versions import Pinned
@@ -87,7 +86,7 @@ def promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef, 
     run_id = tracking.known(ours.run_id)  # a store may have never known it, or lost it: the output is there all the same
     line = dataclasses.replace(line, run_id=tracking.known(line.run_id))  # opened while MLflow did not answer, it had another name
     ours = dataclasses.replace(ours, run_id=run_id if tracking.has_run(run_id) else line.run_id)
-    with FileLock(paths.runs() / f"promote-{line.config.registry.model}.lock"):  # two pipelines register and decide one after the other
+    with registry.alone(line.config.registry.model):
         return _promote(line, pool, ours, evaluation, outside)
 
 
@@ -114,6 +113,8 @@ def _promote(line: Pipeline, pool: Pinned, ours: StageRef, evaluation: StageRef,
         wins, reason = False, f"{reason}; refused: {'; '.join(refused)}"
         for set_tag, where in ((store.set_model_version_tag, (model, version)), (store.set_tag, (line.run_id,))):
             set_tag(*where, "refused", "; ".join(refused))
+    if known is not None and "decision" in known.tags:  # of other terms: beside the new ones it would pass for theirs
+        store.delete_model_version_tag(model, version, "decision")
     store.set_model_version_tag(model, version, "terms", terms)
     store.set_model_version_tag(model, version, "incumbent", beaten)  # before the alias: killed between the two, the next run decides the same
     standing = tracking.alias(model, "champion")

@@ -4,13 +4,20 @@ import dataclasses
 import json
 from typing import Any
 
+from filelock import FileLock
+
 from components.contracts import Config
 from components.inputs import require
 from components.manifest import file_digest
 from components.plain import fingerprint
-from flows import tracking
+from flows import paths, tracking
 from flows.caching import Key
 from flows.plan import Outside, contender, keys
+
+
+def alone(model: str) -> FileLock:
+    """Return the lock of whoever gives versions of a model their names: pipelines register and decide one after the other, and so does one by hand."""
+    return FileLock(paths.runs() / f"promote-{model}.lock")
 
 
 def planned(config: Config, pool: str) -> tuple[dict[str, Key], Outside]:

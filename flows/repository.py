@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ def read_pin(text: str | None) -> tuple[str | None, dict[str, str]]:
         ) from error
 
 
-def restore(text: str, domain: str, target: Path) -> bool:
-    """Bring data/<domain> back from the cache, else from the remote. Tell whether that worked."""
+def restore(text: str, domain: str, target: Path, fits: Callable[[Path], bool]) -> bool:
+    """Bring data/<domain> back from the cache, else from the remote, where what they have `fits`. Tell whether that worked; else all stays as it is."""
     with _scratch(text) as repo:
         wanted = str(Path(repo.root_dir) / "data" / domain)
         for attempt in ("checkout", "pull"):
@@ -49,7 +49,7 @@ def restore(text: str, domain: str, target: Path) -> bool:
                 if attempt == "pull":
                     say(f"The DVC remote does not give data/{domain}: {one_line(error)}")
                 continue
-            if Path(wanted).is_dir():
+            if Path(wanted).is_dir() and fits(Path(wanted)):
                 paths.swap(Path(wanted), target)
                 return True
     return False

@@ -71,6 +71,8 @@ def retrain(
     config = load(overrides)
     check_devices(config)
     leftovers.claim()
+    if deployed():  # the command line has done it before Prefect was started
+        leftovers.reap()
     folder = tracking.open_store(config.registry.model)  # MLflow's experiment
     leftovers.bury(tracking.store(), folder)
     tags = stages.environment_tags(runtime.flow_run.id) | {"stage": "retrain", "overrides": " ".join(overrides)}

@@ -161,7 +161,7 @@ def stop() -> None:
     """End everything: workers before the server that their runs report to."""
     paths.runs().mkdir(parents=True, exist_ok=True)
     with FileLock(paths.runs() / "serve.lock"):
-        names = {p.environ()[services.MARK].partition("@")[0] for p in services.processes()}
+        names = services.names()
         count = sum(services.end(name) for name in sorted(names, reverse=True))  # workers first
         count += services.end()
     print(f"stopped {', '.join(sorted(names))}: {count} processes" if count else "nothing was running")

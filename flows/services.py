@@ -3,6 +3,8 @@
 The mark is all the state there is: no pid file can be stale, no reused pid is taken for ours, and what a dead service left behind is found.
 """
 
+import contextlib
+import http.client
 import os
 import signal
 import subprocess
@@ -57,6 +59,15 @@ def processes(name: str | None = None) -> list[psutil.Process]:
     return found
 
 
+def names() -> set[str]:
+    """Return the names of the services of this project that have living processes."""
+    found = set()
+    for process in processes():
+        with contextlib.suppress(psutil.Error, OSError, KeyError):  # it may have ended meanwhile
+            found.add(process.environ()[MARK].partition("@")[0])
+    return found
+
+
 def leader(service: Service) -> psutil.Process | None:
     """Return the service's own process, on whatever port it was started; None where it is dead."""
     for process in processes(service.name):
@@ -70,7 +81,9 @@ def leader(service: Service) -> psutil.Process | None:
 
 def address(process: psutil.Process) -> str:
     """Return where a service said that it would be found when it was started."""
-    return str(process.environ().get(ADDRESS, ""))
+    with contextlib.suppress(psutil.Error, OSError):  # it may have ended meanwhile
+        return str(process.environ().get(ADDRESS, ""))
+    return ""
 
 
 def check_port(port: str, what: str, remedy: str) -> None:
@@ -115,7 +128,7 @@ def is_healthy(service: Service, where: str, since: float) -> bool:
     """Ask a service whether it is well; one that cannot be asked is not."""
     try:
         return service.healthy(where, since)
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 

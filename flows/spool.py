@@ -41,9 +41,10 @@ class Spool:
         self.retry = 0.0  # when to try again
 
     def write(self, name: str, values: dict[str, Any]) -> str | None:
-        """Make a write, or keep it where MLflow does not answer or earlier ones of this process wait. Raises RefusedError.
+        """Make a write, or keep it where MLflow does not answer or earlier ones of this process wait; what it refuses is kept aside, and work goes on.
 
-        Returns the id of the run that it opened: where the write waits, a name that `known` turns into the id later.
+        Raises RefusedError where it refuses to open a run. Returns the id of the run that it opened: where the write waits, a name that `known` turns into
+        the id later.
         """
         with self.lock:
             if not self.file.exists() or (time.monotonic() >= self.retry and not self.replay()):
@@ -51,6 +52,11 @@ class Spool:
                     return self.do(name, self.known(values))
                 except UnansweredError as error:
                     self._later(error)
+                except RefusedError as error:  # the run was deleted, or a database put back that is older than it
+                    if name == "begin":
+                        raise
+                    self._refused({"write": name, "values": values, "run": None}, str(error))
+                    return None
             own = OWN + uuid.uuid4().hex if name == "begin" else None
             self._append(self.file, {"write": name, "values": values, "run": own})
             return own
@@ -116,10 +122,9 @@ class Spool:
                 try:
                     self._make(entry | {"values": values})
                 except RefusedError as error:
-                    self._append(self.folder / "refused.jsonl", entry | {"reason": str(error)})
+                    self._refused(entry, str(error))
                     if entry["run"]:  # what is told of a run that will never be is refused as well, and holds nothing up
                         self._opened(entry["run"], entry["run"])
-                    say(f"MLflow refuses what waited for it, {entry['write']}: {error}; kept in {self.folder / 'refused.jsonl'}")
                 done += 1
         except UnansweredError as error:
             self._later(error)
@@ -141,6 +146,10 @@ class Spool:
         place = self.folder / "runs" / own
         place.parent.mkdir(exist_ok=True)
         _replace(place, [run_id])
+
+    def _refused(self, entry: dict[str, Any], reason: str) -> None:
+        self._append(self.folder / "refused.jsonl", entry | {"reason": reason})
+        say(f"MLflow refuses what it is told, {entry['write']}: {reason}; kept in {self.folder / 'refused.jsonl'}")
 
     def _append(self, file: Path, entry: dict[str, Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -25,8 +25,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 def uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or the sqlite database under mlruns/ as an absolute URI."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.runs() / 'mlflow.db'}"
+    """Return MLFLOW_TRACKING_URI, or the sqlite database under mlruns/. A file's place is absolute: servers are started in other folders."""
+    given = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{paths.runs() / 'mlflow.db'}"
+    return f"sqlite:///{Path(given.removeprefix('sqlite:///')).absolute()}" if given.startswith("sqlite:///") else given
 
 
 @cache
@@ -61,6 +62,7 @@ def store_exists() -> bool:
 def open_store(name: str) -> str:
     """Return the id of experiment `name`, creating database and experiment once. Raises InputError where MLflow does not answer."""
     paths.writable()
+    _patience()  # a pipeline asks for it at its end
     from mlflow.exceptions import MlflowException
 
     try:
@@ -160,7 +162,15 @@ def log_outputs(run_id: str, folder: Path) -> None:
 
 def settle() -> None:
     """Wait until MLflow has all that it was told, before it is asked. Raises InputError when it does not answer for FEWLOOP_PATIENCE seconds (600)."""
-    spool().settle(float(os.environ.get("FEWLOOP_PATIENCE", "600")))
+    spool().settle(_patience())
+
+
+def _patience() -> float:
+    given = os.environ.get("FEWLOOP_PATIENCE") or "600"
+    try:
+        return float(given)
+    except ValueError as error:
+        raise InputError(f"FEWLOOP_PATIENCE must be a number of seconds, got {given!r}. Use 600.") from error
 
 
 def known(run_id: str) -> str:

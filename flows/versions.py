@@ -137,11 +137,11 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
 
-    def usable() -> bool:
-        return where is not None or _made_by(target, domain)
+    def usable(pool: Path) -> bool:
+        return where is not None or _made_by(pool, domain)
 
     actual = tree_md5(target)
-    if expected is not None and actual == expected and usable():
+    if expected is not None and actual == expected and usable(target):
         return Pinned(domain.name, str(target), expected, str(whole), str(text), "already there", False)
     own = _newer(domain, actual) if where is None else None
     if own is not None and not write:
@@ -151,14 +151,15 @@ def _pin(domain: DomainSection, where: str | None, write: bool, mirror: str | No
 
 
 def _renew(
-    domain: DomainSection, text: str | None, where: str | None, write: bool, mirror: str | None, usable: Callable[[], bool], accept: Accept, newer: bool
+    domain: DomainSection, text: str | None, where: str | None, write: bool, mirror: str | None, usable: Callable[[Path], bool], accept: Accept, newer: bool
 ) -> Pinned:
     """Bring the pinned data back, else make a new version: of what the source gives, or of what is there where it is `newer` than the pin."""
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
-    if not newer and target.exists() and expected is not None and tree_md5(target) != expected:
-        say(f"data/{domain.name} is not what {PIN} pins (changed or partly deleted): restoring it")
-    if not newer and expected is not None and text is not None and restore(text, domain.name, target) and tree_md5(target) == expected and usable():
+    harmed = target.exists() and tree_md5(target) != expected
+    if not newer and expected is not None and text is not None and restore(text, domain.name, target, lambda pool: tree_md5(pool) == expected and usable(pool)):
+        if harmed:
+            say(f"data/{domain.name} was not what {PIN} pins (changed or partly deleted), and is restored")
         return Pinned(domain.name, str(target), expected, str(whole), text, "restored by DVC", False)
     if where is not None and expected is None:
         raise InputError(f"data.pin={where} must pin domain {domain.name}, but it holds {', '.join(domains) or 'none'}. Choose a version that has it.")
@@ -208,10 +209,14 @@ def is_current(domain: DomainSection) -> bool:
 
 @contextmanager
 def newest(domain: DomainSection, mirror: str | None) -> Iterator[Path]:
-    """Yield a folder with the pool that the source gives now; data/ stays as it is: where that is an older one, it is built for the moment."""
-    if is_current(domain):
-        yield paths.data() / domain.name
-        return
+    """Yield a folder with the pool that the source gives now; data/ stays as it is, also while it is looked at: an older one is built for the moment."""
+    with ExitStack() as stack:
+        with _alone():
+            if current := is_current(domain):
+                stack.enter_context(holds.used(domain.name))
+        if current:
+            yield paths.data() / domain.name
+            return
     with tempfile.TemporaryDirectory(dir=paths.runs(), prefix=".newest-") as work:
         _write(domain, mirror, Path(work) / domain.name)
         yield Path(work) / domain.name

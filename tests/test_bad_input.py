@@ -29,6 +29,8 @@ BAD = {
     "forced key": ["++trainer.x=1"],
     "deleted key": ["~trainer"],
     "no value": ["seed"],
+    "a value of the environment": ["registry.model=${oc.env:HOME}"],
+    "a path that is no key": ["domain.source.root=/tmp"],
     "wrong type": ["tasks.way=many"],
     "wrong literal": ["tasks.within=alphabet"],
     "way below two": ["tasks.way=1"],
@@ -229,6 +231,7 @@ def test_a_path_key_is_taken_verbatim() -> None:
     from flows.config import load
 
     assert load(["mirror=/data/a=b,c"]).mirror == "/data/a=b,c"
+    assert load(["mirror=/data/${seed}", "evaluation.challenge=null"]).mirror == "/data/${seed}"
 
 
 @pytest.mark.slow

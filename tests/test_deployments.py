@@ -35,7 +35,7 @@ def test_the_deployments_are_the_named_ones_and_compose() -> None:
 
 
 def test_a_server_that_does_not_answer_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    for address in ("foo/api", f"http://me:S3cret@127.0.0.1:{free_port()}/api"):
+    for address in ("foo/api", "http://me:S3cret@localhost/api", "http://localhost:42x0/api", f"http://me:S3cret@127.0.0.1:{free_port()}/api"):
         monkeypatch.setenv("PREFECT_API_URL", address)
         with pytest.raises(InputError, match=r"A Prefect server must answer at .* set another PREFECT_API_URL") as told:
             deploy.deploy()

@@ -174,6 +174,7 @@ def test_a_known_id_adapts_nothing_and_states_go_by_size_and_age(monkeypatch: py
         client.post("/predict", told)
     assert len(calls) == 1
     size = next(iter(at.states.values())).size
+    assert size > sum(4 * t.numel() for t in next(iter(at.states.values())).adapted.values()) + 1000, "a state is more than its numbers"
     small = endpoint(dataclasses.replace(LIMITS, kept_megabytes=2.5 * size / 2**20, minutes=0.2 / 60))
     client = Client(small)
     ids = [client.post("/adapt", {k: v for k, v in request(seed=i).items() if k != "query_x"}).json()["id"] for i in range(3)]

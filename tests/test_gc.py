@@ -103,6 +103,14 @@ def test_data_whose_pin_cannot_be_read_stop_it_all(project: Path, monkeypatch: p
     assert kept <= set((project / ".dvc/cache/files/md5").glob("*/*"))
 
 
+def test_a_git_that_does_not_answer_stops_it_all(project: Path) -> None:  # noqa: F811
+    (project / ".git" / "HEAD").write_text("damaged")
+    whole = set((project / ".dvc/cache/files/md5").glob("*/*"))
+    with pytest.raises(InputError, match=r"git must tell which versions of data.dvc were committed"):
+        gc.collect("0")
+    assert set((project / ".dvc/cache/files/md5").glob("*/*")) == whole
+
+
 def test_a_run_of_another_machine_holds_back_for_a_week(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FEWLOOP_ROOT", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

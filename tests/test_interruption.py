@@ -121,6 +121,18 @@ def test_children_of_a_killed_pipeline_are_ended_and_no_others() -> None:
     assert leftovers.reap() == 1
 
 
+def test_a_process_ends_whose_parent_was_killed_while_it_was_still_importing() -> None:
+    child = "import time; time.sleep(1); from components import parent; parent.end_with_parent(); print('on', flush=True); time.sleep(60)"
+    begun = f"import subprocess, sys, os; from components import parent; subprocess.Popen([sys.executable, '-c', {child!r}], env=os.environ | parent.told())"
+    begun += "; print('begun', flush=True)"
+    started = subprocess.Popen([sys.executable, "-c", begun], stdout=subprocess.PIPE, text=True)
+    assert started.stdout is not None and started.stdout.readline() == "begun\n"
+    started.wait()
+    began = time.monotonic()
+    rest = started.stdout.read()  # to its end: the child holds the other side until it ends
+    assert rest in ("on\n", "") and time.monotonic() - began < 30
+
+
 @pytest.mark.slow
 def test_pipelines_killed_at_any_moment_recover(new_workspace: Callable[..., Workspace], own_prefect: dict[str, str]) -> None:
     """Each with a Prefect server of its own: that one is left over too."""

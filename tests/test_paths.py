@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from components.inputs import InputError
-from flows.paths import into_place, target_file, target_folder
+from flows import tracking
+from flows.paths import into_place, runs, target_file, target_folder
 
 
 def test_a_result_replaces_a_file_and_nothing_else(tmp_path: Path) -> None:
@@ -41,3 +42,32 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="save must be where files can be written"):
             target_folder(str(out), "save")
     assert not [*tmp_path.iterdir()]
+
+
+def test_two_processes_that_write_one_file_and_one_that_was_killed_are_in_nobodys_way(tmp_path: Path) -> None:
+    target, others, left = tmp_path / "named.csv", tmp_path / ".named.csv.1.partial", tmp_path / ".named.csv.2.partial"
+    others.write_text("half of it")
+    left.mkdir()
+    os.utime(left, (1, 1))
+    assert target_file(str(target)) == target
+    assert others.exists() and not left.exists()
+    with into_place(target) as partial:
+        partial.write_text("whole")
+        assert others.read_text() == "half of it"
+    assert target.read_text() == "whole"
+
+
+def test_a_relative_place_of_runs_or_of_their_database_is_one_for_all_that_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEWLOOP_RUNS", "own")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
+    assert runs() == tmp_path.resolve() / "own" and tracking.uri() == f"sqlite:///{tmp_path / 'mine.db'}"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.uri() == f"sqlite:///{runs() / 'mlflow.db'}"
+
+
+def test_a_patience_that_is_no_number_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWLOOP_RUNS", str(tmp_path))
+    monkeypatch.setenv("FEWLOOP_PATIENCE", "10m")
+    with pytest.raises(InputError, match="FEWLOOP_PATIENCE must be a number of seconds, got '10m'"):
+        tracking.open_store("some")

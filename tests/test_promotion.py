@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from tasks_for_tests import CONV
 from workspace import SMOKE, free_port
 
@@ -13,7 +14,7 @@ from components.contracts import StageRef
 from components.domains.pool import Pool
 from components.inputs import InputError
 from components.learners import store
-from flows import evaluate, promotion, registry, spool, tracking
+from flows import evaluate, paths, promotion, registry, spool, tracking
 from flows.checks import check_outside
 from flows.config import load
 from flows.plan import Outside
@@ -119,6 +120,33 @@ def test_a_kill_between_the_alias_and_its_reason_changes_no_history(model: str, 
     again = registry.opponent(model, Outside(champion=(str(tmp_path), "b")), "b")
     assert again.champion == (str(tmp_path), "a"), "it is judged against whom it beat"
     assert decided(tmp_path, small_pool, "b", "a").champion and "better by it" in tracking.version_with(model, "fingerprint", "b").tags["decision"]
+
+
+def test_a_kill_between_other_terms_and_the_alias_leaves_no_old_decision_beside_them(
+    model: str, small_pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracking.store().set_registered_model_alias(model, "champion", "1")
+    assert not decided(tmp_path, small_pool, "b", "a", margin=0.5).champion
+
+    def killed(name: str, alias: str, version: str) -> None:
+        if alias == "champion":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking.client(tracking.uri()), "set_registered_model_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            decided(tmp_path, small_pool, "b", "a")
+    assert decided(tmp_path, small_pool, "b", "a").champion and champion() == "b"
+
+
+def test_by_hand_one_waits_for_a_pipeline_that_decides(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "check_made", lambda version: None)
+    monkeypatch.setattr(registry, "alone", lambda model: FileLock(paths.runs() / f"promote-{model}.lock", timeout=0.2))
+    with FileLock(paths.runs() / f"promote-{model}.lock"), pytest.raises(Timeout):
+        promote(model, "3")
+    assert champion() is None
+    promote(model, "3")
+    assert champion() == "c"
 
 
 def test_a_run_that_was_opened_while_mlflow_was_silent_decides_under_the_name_that_it_has_then(

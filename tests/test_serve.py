@@ -1,5 +1,6 @@
 """One command from nothing to a running system, again when a part has died, and an end that leaves nothing."""
 
+import contextlib
 import http.server
 import signal
 import socket
@@ -34,6 +35,18 @@ def test_nothing_listens_beyond_loopback(server: Server) -> None:
     heard = [c.laddr for p in server.processes() for c in p.net_connections("inet") if c.status == "LISTEN"]
     assert {str(port) for _, port in heard} >= {server.url.rpartition(":")[2].removesuffix("/api"), server.mlflow_port}
     assert {ip for ip, _ in heard} == {"127.0.0.1"}
+
+
+@pytest.mark.slow
+def test_pages_of_the_web_are_not_answered(server: Server) -> None:
+    asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    address = f"{server.url}/deployments/filter"
+    for origin, allowed in ((asked["Origin"], None), (server.url.removesuffix("/api"), server.url.removesuffix("/api"))):
+        request = urllib.request.Request(address, method="OPTIONS", headers=asked | {"Origin": origin})
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+            continue
+        assert allowed is None, "it is refused"
 
 
 @pytest.mark.slow

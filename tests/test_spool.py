@@ -101,6 +101,21 @@ def test_a_database_put_back_from_a_copy_gets_what_comes_after(database: Path) -
     assert history(run_id, "loss") == [2.0]
 
 
+def test_a_database_put_back_that_never_knew_the_run_ends_nothing(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = tracking.open_store("some")
+    copy = database.with_suffix(".copy")
+    copy.write_bytes(database.read_bytes())
+    with tracking.run(experiment, "one", {}) as run_id:
+        os.replace(copy, database)
+        tracking.log_metrics(run_id, {"loss": 2.0})
+    (kept,) = database.parent.glob("spool/*/refused.jsonl")
+    assert [json.loads(line)["write"] for line in kept.read_text().splitlines()] == ["metrics", "end"]
+    assert "MLflow refuses what it is told, metrics" in capsys.readouterr().err and waiting(database.parent) == []
+    with tracking.run(experiment, "two", {}) as run_id:
+        tracking.log_metrics(run_id, {"loss": 1.0})
+    assert history(run_id, "loss") == [1.0]
+
+
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_started_again_gets_all(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracking.open_store("Default")

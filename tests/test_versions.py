@@ -197,6 +197,29 @@ def test_data_that_the_checkout_does_not_pin_are_built_once(project: Path, capsy
     assert pin_data(newest, None, True, None).how == "already there"
 
 
+def test_data_that_are_refused_leave_newer_ones_than_the_pin_where_they_are(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newer = pin_data(domain(render_seed=6), None, False, None)
+    capsys.readouterr()
+
+    def refuse(pool: Path) -> None:
+        raise InputError("too few classes")
+
+    with pytest.raises(InputError, match="too few"), pinned(domain(render_seed=7), None, False, None, accept=refuse):
+        pass
+    assert tree_md5(project / "data/glyphs") == newer.md5 and "restored" not in capsys.readouterr().err
+
+
+def test_data_that_are_looked_at_stay(project: Path) -> None:
+    changes = "from flows import holds\ntry:\n  with holds.changed('glyphs'): print('changed')\nexcept holds.InUseError: print('in use')"
+
+    def tried() -> str:
+        return subprocess.run([sys.executable, "-c", changes], capture_output=True, text=True).stdout.strip()
+
+    with versions.newest(domain(), None):
+        assert tried() == "in use"
+    assert tried() == "changed"
+
+
 def test_a_remote_that_takes_nothing_is_told_without_its_password(project: Path) -> None:
     config = project / ".dvc/config"
     config.write_text(re.sub("url = .*", "url = https://bob:S3cret@127.0.0.1:9/x", config.read_text()))
