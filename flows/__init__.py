@@ -2,7 +2,7 @@
 
 import os
 
-_PORT = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
+NO_PAGES = "http://127.0.0.1"  # no page of a server is served from there; `flows.serve` allows those of its own
 for _name, _value in {
     "DO_NOT_TRACK": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -17,7 +17,7 @@ for _name, _value in {
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # Prefect's server answers pages of every origin by default, and has no login: any page of the web could start a run.
-    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{_PORT},http://localhost:{_PORT}",
+    "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": NO_PAGES,
     # OpenMP threads that spin while they wait make two trainings on one machine crawl: measured, 30 times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
 }.items():

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from components.inputs import InputError
-from flows import cli, deploy, paths, services, tracking, ui
+from flows import NO_PAGES, cli, deploy, paths, services, tracking, ui
 from flows.deploy import ANSWER
 from flows.services import Service
 
@@ -69,7 +69,10 @@ def prefect_server() -> Service | None:
     port = os.environ.get("PREFECT_SERVER_API_PORT", "4200")
     own, given = f"http://127.0.0.1:{port}/api", os.environ.get("PREFECT_API_URL", "").rstrip("/")
     command = [sys.executable, "-m", "prefect", "--no-prompt", "server", "start", "--host", "127.0.0.1", "--port", port]
-    service = Service("prefect-server", command, f"http://127.0.0.1:{port}", lambda url, _: _answers(f"{url}/api/health"), port, "PREFECT_SERVER_API_PORT")
+    asked = os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"]
+    pages = {"PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port},http://localhost:{port}"} if asked == NO_PAGES else {}
+    address, well = f"http://127.0.0.1:{port}", lambda url, _: _answers(f"{url}/api/health")
+    service = Service("prefect-server", command, address, well, port, "PREFECT_SERVER_API_PORT", environment=pages)
     return service if given in ("", own) else None
 
 
