@@ -1,5 +1,6 @@
 """One Lightning module for every fit: base, teacher, student, fused. Resumes exactly from the last finished epoch."""
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -56,6 +57,7 @@ class Fit(pl.LightningModule):
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}  # the learner after its best epoch, where that one is kept
         self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
         self.skipped = self.in_a_row = 0
         self.statistics: dict[str, Tensor] = {}  # running ones, before the step
 
@@ -77,7 +79,7 @@ class Fit(pl.LightningModule):
         return torch.utils.data.DataLoader(self.epochs, batch_size=None)
 
     def on_train_epoch_start(self) -> None:
-        self.sums = {}
+        self.sums, self.counts = {}, {}
         self.skipped = 0
         self.learner.train()
         self.extra.eval()
@@ -95,7 +97,9 @@ class Fit(pl.LightningModule):
             loss, metrics = self.loss(batch)
         for name, value in metrics.items():
             told = value.item() / self.epochs.parts
-            self.sums[name] = self.sums.get(name, 0.0) + (told if math.isfinite(told) else 0.0)
+            counts = math.isfinite(told)  # of a step that is left out nothing is told
+            self.sums[name] = self.sums.get(name, 0.0) + (told if counts else 0.0)
+            self.counts[name] = self.counts.get(name, 0) + counts
         return loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -116,10 +120,11 @@ class Fit(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         validation = validate(self.learner, self.validation, self.device)
         self.learner.train()
-        totals = list(self.sums.values())
+        totals = [*self.sums.values(), *self.counts.values()]
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(torch.tensor(totals, dtype=torch.float64, device=self.device), reduce_op="mean").tolist()
-        train = {f"train/{name}": total / self.section.epoch_steps for name, total in zip(self.sums, totals, strict=True)}
+        told, counts = totals[: len(self.sums)], totals[len(self.sums) :]
+        train = {f"train/{name}": total / max(count / self.epochs.parts, 1e-12) for name, total, count in zip(self.sums, told, counts, strict=True)}
         if self.skipped:
             train["train/skipped"] = float(self.skipped)
         before = [entry["val/loss"] for entry in self.history if math.isfinite(entry["val/loss"])]
@@ -292,5 +297,6 @@ def _newest_readable(state: Path) -> str | None:
             return str(path)
         except Exception as error:
             tell(f"checkpoint {path} cannot be read ({type(error).__name__}); going on from the one before")
-            os.replace(path, path.with_suffix(".damaged"))
+            with contextlib.suppress(FileNotFoundError):  # another process of the fit has done so
+                os.replace(path, path.with_suffix(".damaged"))
     return None
