@@ -49,9 +49,10 @@ def restore(text: str, domain: str, target: Path, fits: Callable[[Path], bool]) 
                 if attempt == "pull":
                     say(f"The DVC remote does not give data/{domain}: {one_line(error)}")
                 continue
-            if Path(wanted).is_dir() and fits(Path(wanted)):
-                paths.swap(Path(wanted), target)
-                return True
+            if Path(wanted).is_dir():
+                if found := fits(Path(wanted)):
+                    paths.swap(Path(wanted), target)
+                return found
     return False
 
 

@@ -156,11 +156,12 @@ def _renew(
     """Bring the pinned data back, else make a new version: of what the source gives, or of what is there where it is `newer` than the pin."""
     whole, domains = read_pin(text)
     expected, target = domains.get(domain.name), paths.data() / domain.name
-    harmed = target.exists() and tree_md5(target) != expected
-    if not newer and expected is not None and text is not None and restore(text, domain.name, target, lambda pool: tree_md5(pool) == expected and usable(pool)):
-        if harmed:
-            say(f"data/{domain.name} was not what {PIN} pins (changed or partly deleted), and is restored")
-        return Pinned(domain.name, str(target), expected, str(whole), text, "restored by DVC", False)
+    if not newer and expected is not None and text is not None:
+        harmed = target.exists() and tree_md5(target) != expected
+        if restore(text, domain.name, target, lambda pool: tree_md5(pool) == expected and usable(pool)):
+            if harmed:
+                say(f"data/{domain.name} was not what {PIN} pins (changed or partly deleted), and is restored")
+            return Pinned(domain.name, str(target), expected, str(whole), text, "restored by DVC", False)
     if where is not None and expected is None:
         raise InputError(f"data.pin={where} must pin domain {domain.name}, but it holds {', '.join(domains) or 'none'}. Choose a version that has it.")
     if expected is not None and where is not None:
