@@ -152,8 +152,9 @@ def _writable(target: Path, name: str) -> None:
     """Raise InputError where nothing can be written beside the target: before the work, and not after it."""
     partial = _partial(target)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):  # by a process that was killed
-        if time.time() - left.stat().st_mtime > STALE:
-            discard(left)
+        with suppress(OSError):  # it may be put into its place just now
+            if time.time() - left.stat().st_mtime > STALE:
+                discard(left)
     try:
         partial.touch()
         partial.unlink()
