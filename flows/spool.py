@@ -31,7 +31,8 @@ class RefusedError(Exception):
 class Spool:
     """The writes of this process, and of processes that are no more. One file a process, a line a write; the folder belongs to one store.
 
-    `do(name, values)` makes one write and returns the id of the run that it opened, if it did. It raises UnansweredError or RefusedError.
+    `do(name, values)` makes one write and returns the id of the run that it opened, if it did. It raises UnansweredError, RefusedError,
+    or OSError where there is no room.
     """
 
     def __init__(self, folder: Path, do: Callable[[str, dict[str, Any]], str | None]) -> None:

@@ -1,6 +1,7 @@
 """MLflow: one absolute URI, a run tree a pipeline, inputs with their digests, and the registry's aliases."""
 
 import base64
+import errno
 import hashlib
 import io
 import logging
@@ -205,8 +206,13 @@ def _spool(where: str, runs: Path) -> Spool:
         try:
             made = getattr(writes, name)(client(where), **values)
         except (MlflowException, FileNotFoundError, requests.RequestException, InputError) as error:
-            told = databases.FULL if databases.FULL in str(error) else one_line(error)  # which SQLAlchemy may tell in a later line than the first
-            raise (UnansweredError if databases.lost(error) else RefusedError)(told) from error
+            full = databases.FULL in str(error)  # which SQLAlchemy may tell in a later line than the first
+            told = databases.FULL if full else one_line(error)
+            if databases.lost(error):
+                raise UnansweredError(told) from error
+            if full:  # ends the work, and nothing is lost: where MLflow has no room, neither has what is kept for it
+                raise OSError(errno.ENOSPC, told) from error
+            raise RefusedError(told) from error
         return made if isinstance(made, str) else None
 
     return Spool(runs / "spool" / hashlib.sha256(where.encode()).hexdigest()[:16], do)

@@ -94,7 +94,8 @@ def test_no_two_classes_share_a_picture(whole: Pool) -> None:
 
 @pytest.mark.slow
 def test_a_rebuild_equals_the_committed_pin(whole: Pool) -> None:
-    from flows.repository import read_pin, tree_md5
+    from flows.repository import read_pin
+    from flows.versions import tree_md5
 
     pinned = read_pin((Path(__file__).parent.parent / "data.dvc").read_text())[1]["glyphs"]
     assert tree_md5(whole.path) == pinned
