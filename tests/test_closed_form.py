@@ -101,6 +101,21 @@ def test_local_descriptors_equal_a_loop(neighbours: int, shot: int) -> None:
             assert found[q, c] == pytest.approx(nearest.sum(1).mean(), abs=1e-4)
 
 
+def test_a_class_of_one_example_has_no_fewer_neighbours_than_the_others() -> None:
+    """49 places a map, 60 neighbours asked for, three examples of class 0, one of class 1: both are compared by 49, as in numpy's loop."""
+    learner = store.build(spec("local", neighbours=60)).eval()
+    assert isinstance(learner, Local)
+    pictures = tasks(count=1, way=2, shot=3)
+    batch = TaskBatch(Examples(pictures.support.x[:, :4], torch.tensor([[0, 0, 0, 1]]), 2), pictures.query)
+    with torch.no_grad():
+        found = learner(batch)[0].numpy() / learner.log_scale.exp().item()
+        support, query = (learner.encode(e.x[0]).numpy() for e in (batch.support, batch.query))
+    assert support.shape[1] == 49
+    for q in range(len(query)):
+        for c, own in enumerate((support[:3].reshape(-1, support.shape[-1]), support[3])):
+            assert found[q, c] == pytest.approx(np.sort(query[q] @ own.T, 1)[:, -49:].sum(1).mean(), abs=1e-3)
+
+
 def test_codes_are_drawn_anew_while_training_and_fixed_at_test() -> None:
     learner = store.build(spec("set_transformer")).train()
     first = learner.class_codes(5)

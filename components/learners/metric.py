@@ -144,8 +144,9 @@ class Relation(Encoding):
 class Local(Encoding):
     """Image-to-class measure of local descriptors (DN4, Li et al. 2019, arXiv:1903.12290, eq. 2), for classes that differ in detail.
 
-    Every place of the feature map is a descriptor; a class's score is the sum, over a query's descriptors, of the cosines to their
-    nearest `neighbours` among all descriptors of the class's support. The last `unpooled` blocks keep their resolution.
+    Every place of the feature map is a descriptor; a class's score is the mean, over a query's descriptors, of the sum of cosines to their
+    nearest `neighbours` among all descriptors of the class's support, or as many as one map has places. The last `unpooled` blocks keep
+    their resolution.
     """
 
     theta_meta = ("backbone.", "log_scale")
