@@ -1,7 +1,7 @@
 """What a sweep tells at its end: one row a configuration, its seeds pooled, the best first; of seeds alone, one row a learner."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,7 +133,7 @@ def table(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
     if chosen and len({p.result.validated_on for p in points}) == 1:
         found.sort(key=lambda one: -SCORES[score].sign * _validated(one[1]))
     first_columns = ["", *([f"validation {score}"] if chosen else []), *(f"{setting} {score}" for setting in settings)]
-    header = [*first_columns, *(challenged(first.metrics, end) for end in asked), "fit s", "parameters", "adapt ms", "predict ms"]
+    header = [*first_columns, *(challenged(first.metrics, end) for end in asked), "fit s", "parameters", "MFLOP", "adapt ms", "predict ms"]
     body = []
     for cells, row in found:
         validated = [f"{SCORES[score].factor * _validated(row):.{SCORES[score].digits}f}"] if chosen else []
@@ -190,14 +190,19 @@ def _challenge(row: Row, end: str) -> str:
 
 
 def _costs(row: Row) -> list[str]:
-    """Return the mean seconds of the judged learner's fit, the parameters, and the median milliseconds to adapt and to predict."""
+    """Return mean seconds of the judged learner's fit, parameters, millions of operations a task, and median milliseconds to adapt and to predict."""
     results = [p.result for p in row.members]
     if f"{row.role}/parameters" not in results[0].metrics:
-        return [""] * 4  # a difference
+        return [""] * 5  # a difference
+
+    def least_and_most(name: str, shown: Callable[[float], str]) -> str:  # fusion may keep other members by another seed
+        found = sorted(r.metrics[f"{row.role}/{name}"] for r in results)
+        return " to ".join(dict.fromkeys((shown(found[0]), shown(found[-1]))))
+
     times = (1000 * statistics.median(r.metrics[f"{row.role}/{t}/seconds"] for r in results) for t in ("adapt", "predict"))
     fit = f"{statistics.mean(r.seconds for r in results):.0f}" if row.role == results[0].judged else ""
-    sizes = sorted({int(r.metrics[f"{row.role}/parameters"]) for r in results})  # fusion may keep other members by another seed
-    return [fit, " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1]))), *(f"{t:.1f}" for t in times)]
+    sizes = least_and_most("parameters", lambda size: f"{int(size):,}")
+    return [fit, sizes, least_and_most("flops", lambda flops: f"{flops / 1e6:.1f}"), *(f"{t:.1f}" for t in times)]
 
 
 def drawn(points: Sequence[Point]) -> Any | None:

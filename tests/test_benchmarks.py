@@ -3,7 +3,10 @@
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from sources import write_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +31,24 @@ def test_maml_learns_sine_waves_as_its_paper_says(tmp_path: Path) -> None:
     found = sinusoid.errors("maml", tmp_path, pool)
     assert found[1][0] < 0.6, found
     assert found[10][0] < 0.2, found
+
+
+def test_the_challenges_own_baseline_on_a_known_answer(tmp_path: Path) -> None:
+    """A moved copy is no distance away; of 20 test pictures, copies of known ones in another order, two bear each other's labels."""
+    from benchmarks import lookalike
+
+    random = np.random.default_rng(0)
+    a, b = random.random((7, 2)), random.random((5, 2))
+    nearest = [[min(np.hypot(*(p - q)) for q in other) for p in one] for one, other in ((a, b), (b, a))]
+    assert lookalike.distance(a, b) == pytest.approx(max(np.mean(nearest[0]), np.mean(nearest[1])))
+    drawing = np.full((105, 105), 255, np.uint8)
+    drawing[10:30, 20:25] = drawing[40:44, 20:60] = 0
+    for name, shift in (("here", 0), ("there", 30)):
+        Image.fromarray(np.roll(drawing, shift, axis=(0, 1))).save(tmp_path / f"{name}.png")
+    assert lookalike.distance(*(lookalike.points(tmp_path / f"{name}.png") for name in ("here", "there"))) == pytest.approx(0, abs=1e-9)
+    shown = [*range(3, 20), 0, 1, 2]
+    write_run(tmp_path / "run01", list(zip(shown, [4, 3, *shown[2:]], strict=True)))
+    assert lookalike.errors(tmp_path / "run01") == (10.0, 10.0)
 
 
 @pytest.mark.slow

@@ -121,7 +121,13 @@ def test_a_pipeline_leaves_its_figures_and_they_read_what_was_measured(finished:
 
 
 def test_a_trade_off_has_each_learner_where_its_score_parameters_and_time_are() -> None:
-    told = {"teacher": (0.9, 0.02, 5000, 0.3), "student-0": (0.8, 0.01, 500, 0.1), "pixels": (0.4, 0.01, 0, 0.01)}
+    told = {
+        "teacher": (0.9, 0.02, 5000, 0.3),
+        "student-0": (0.8, 0.01, 500, 0.1),
+        "fused": (0.95, 0.03, 1500, 0.2),
+        "fused-distilled": (0.85, 0.015, 500, 0.15),
+        "pixels": (0.4, 0.01, 0, 0.01),
+    }
     metrics: dict[str, float] = {}
     for role, (score, half, parameters, seconds) in told.items():
         for setting, lost in (("5w1s", 0.1), ("5w5s", 0.0)):
@@ -129,7 +135,7 @@ def test_a_trade_off_has_each_learner_where_its_score_parameters_and_time_are() 
             metrics |= {f"{at}/accuracy": score - lost, f"{at}/accuracy_ci95": half, f"{at}/seconds": seconds + lost, f"{role}/parameters": parameters}
     figure = trade_off(costs(metrics, "5w5s", "accuracy", 100, ["pixels"]), "title", "accuracy")
     for panel, column, factor in zip(figure.axes, (2, 3), (1, 1000), strict=True):
-        for drawn, role in zip(panel.containers, ("teacher", "student-0"), strict=True):
+        for drawn, role in zip(panel.containers, [role for role in told if role != "pixels"], strict=True):
             ((x, y),), (bar,) = drawn[0].get_xydata(), drawn[2][0].get_segments()
             assert (x, y) == pytest.approx((factor * told[role][column], 100 * told[role][0])) and drawn.get_label() == role
             assert bar[:, 1] == pytest.approx([y - 100 * told[role][1], y + 100 * told[role][1]])

@@ -25,7 +25,7 @@ from components.learners.learner import Learner, learner_size
 from components.learners.metric import ProtoNet
 from components.learners.views import once
 from components.learning import FusionSection
-from components.mixing import greedy_weights, mixture_weights, soup
+from components.mixing import greedy_weights, least_squares_weights, mixture_weights, soup
 from components.networks import BatchNorm
 from components.objectives import OBJECTIVES
 from components.tasks import Examples
@@ -74,6 +74,19 @@ def test_mixture_weights_are_those_of_a_general_optimiser() -> None:
     best = minimize(loss, np.full(3, 1 / 3), bounds=[(0, 1)] * 3, constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, method="SLSQP")
     assert loss(found) == pytest.approx(best.fun, abs=1e-5)
     assert np.allclose(found, best.x, atol=0.02)
+
+
+def test_least_squares_weights_are_those_of_a_general_optimiser() -> None:
+    """Of values; one member's errors point the way of another's, so that it gets no weight."""
+    random = np.random.default_rng(0)
+    truth = random.normal(size=300)
+    first, second = random.normal(size=(2, 300))
+    values = np.stack([truth + first, truth + 0.8 * second, truth + 1.5 * first + 0.5])
+    found = least_squares_weights(torch.tensor(values), torch.tensor(truth)).numpy()
+    loss = lambda w: np.square(w @ values - truth).mean()  # noqa: E731
+    best = minimize(loss, np.full(3, 1 / 3), bounds=[(0, 1)] * 3, constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, method="SLSQP", tol=1e-12)
+    assert found.sum() == pytest.approx(1, abs=1e-6) and (found >= 0).all() and found[2] == 0
+    assert np.allclose(found, best.x, atol=1e-3)
 
 
 def test_a_member_that_is_always_better_gets_all_the_weight() -> None:

@@ -6,18 +6,25 @@ import os
 import socketserver
 import threading
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sources import omniglot_archive as archive
 from sources import png_head
+from tasks_for_tests import tasks
 
 from components.domains import omniglot
 from components.domains.archives import locate
 from components.domains.options import OmniglotOptions
 from components.domains.pool import open_pool, write_pool
+from components.evaluation import operations
 from components.inputs import InputError
+from components.learners import store
+from components.learners.learner import learner_size
+from components.learning import BackboneSection, LearnerSection
 from components.splits import split_of
 from flows.config import load
 
@@ -124,11 +131,39 @@ def test_with_the_evaluation_archive_its_twenty_alphabets_are_the_test(variant: 
         assert five == [a for a in plain.source["alphabets"] if a not in (*plain.splits.test, *plain.splits.gate)] and len(five) == 5
 
 
+def test_across_alphabets_the_tests_share_of_characters_is_that_of_papers() -> None:
+    """Papers train on 1,200 of 1,623 characters, some of which choose, and test on the other 423 (Vinyals et al. 2016, sec. 4.1.1)."""
+    splits = load(["domain=omniglot_across"]).domain.splits
+    found = Counter(split_of(splits, f"alphabet{i % 50}", f"alphabet{i % 50}/character{i}") for i in range(20_000))
+    assert found["test"] / 20_000 == pytest.approx(423 / 1_623, abs=0.01)
+    assert found["val"] / 20_000 == pytest.approx(0.05, abs=0.005) and found["gate"] / 20_000 == pytest.approx(0.05, abs=0.005)
+
+
+@pytest.mark.parametrize("experiment", ["omniglot", "omniglot_small1", "omniglot_small2", "omniglot_across"])
+def test_students_have_a_tenth_of_their_teachers_parameters_and_operations(experiment: str) -> None:
+    config = load([f"experiment={experiment}"])
+    shape = (1, config.domain.source["size"], config.domain.source["size"])
+    task = tasks(count=1, way=5, shot=1, query=1, shape=shape)
+
+    def sized(section: LearnerSection, backbone: BackboneSection) -> tuple[float, float]:
+        member = store.spec_of(section.name, section.options, backbone, shape, "cross_entropy")
+        learner = store.build(store.views_spec(member, section.views, config.domain.augment)).eval()
+        with torch.no_grad():
+            return learner_size(learner), operations(lambda: learner.predict(learner.adapt(task.support), task.query.x))
+
+    parameters, flops = sized(config.learner, config.backbone)
+    for index in range(config.student.count):
+        own_parameters, own_flops = sized(config.student.learner, config.student.backbone(index, config.backbone))
+        assert own_parameters <= parameters / 10 and own_flops <= flops / 10
+
+
 @pytest.mark.skipif(not MIRROR, reason="FEWLOOP_MIRROR names no folder with Omniglot")
 def test_the_real_archive_has_the_known_counts() -> None:
     options = load(["domain=omniglot"]).domain
     source = omniglot.build(OmniglotOptions(**options.source), MIRROR)
     assert len(source.classes) == 964 and len({c.group for c in source.classes}) == 30
     assert source.inputs.shape == (19_280, 28, 28)
+    across = load(["domain=omniglot_across"]).domain.splits
+    assert Counter(split_of(across, c.group, c.name) for c in source.classes) == {"train": 600, "val": 46, "gate": 46, "test": 272}
     train = [c for c in source.classes if split_of(options.splits, c.group, c.name) == "train"]
     assert len({c.group for c in train}) == 30 - 5 - 4 - 5

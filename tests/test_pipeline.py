@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -327,9 +328,11 @@ def test_the_trade_off_is_drawn_and_tabled(finished: Workspace) -> None:
     files = {a.path for a in finished.mlflow().list_artifacts(parent.info.run_id, "figures")}
     assert files >= {f"figures/trade-off-{setting}.png" for setting in ("5w1s", "5w5s")}
     told = Path(finished.mlflow().download_artifacts(parent.info.run_id, "trade-off.md")).read_text()
-    for setting in ("5w1s", "5w5s"):  # each setting's own time
-        seconds = parent.data.metrics[f"test/{setting}/teacher/seconds"]
-        assert re.search(rf"^\| {setting} \| teacher \|.* \| {1000 * seconds:.2f} \|$", told, re.M), told
+    for setting, role in product(("5w1s", "5w5s"), ("teacher", "student-0", "student-1", "student-2", "fused")):
+        at = f"test/{setting}/{role}"
+        score, half, seconds = (parent.data.metrics[f"{at}/{name}"] for name in ("accuracy", "accuracy_ci95", "seconds"))  # each setting's own time
+        wanted = rf"^\| {setting} \| {role} \| {100 * score:.2f} ± {100 * half:.2f} \|.* \| {1000 * seconds:.2f} \|$"
+        assert re.search(wanted, told, re.M), (wanted, told)
     assert parent.data.metrics["test/5w5s/teacher/seconds"] != parent.data.metrics["test/5w1s/teacher/seconds"]
     assert parent.data.metrics["student-0/flops"] < parent.data.metrics["teacher/flops"]
     assert parent.data.metrics["students-mean/parameters"] == sum(parent.data.metrics[f"student-{i}/parameters"] for i in range(3))

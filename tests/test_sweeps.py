@@ -20,7 +20,7 @@ def point(folder: Path, overrides: list[str], scores: np.ndarray, name: str = "a
     rows = [("5w1s", "teacher", i, i % 4, float(s)) for i, s in enumerate(scores)] + [("5w1s", "base", 0, 0, 0.1)]
     columns = dict(zip(("setting", "role", "task", "group", "score"), map(list, zip(*rows, strict=True)), strict=True))
     pq.write_table(pa.table(columns), folder / "scores-test.parquet")
-    metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "test/5w1s/teacher/tasks": 40.0, "teacher/parameters": 1234.0}
+    metrics = {f"test/5w1s/teacher/{name}": float(scores.mean()), "test/5w1s/teacher/tasks": 40.0, "teacher/parameters": 1234.0, "teacher/flops": 5e6}
     metrics |= {f"teacher/{t}/seconds": 0.002 for t in ("adapt", "predict")}
     return Point(overrides, outcome(folder, metrics, float(1 - scores.mean())))
 
@@ -55,7 +55,7 @@ def test_a_row_pools_the_tasks_of_all_seeds_and_tells_their_range(tmp_path: Path
     groups = np.arange(40) % 4
     by_group = np.array([scores["ridge"][:, groups == g].mean() for g in range(4)])
     assert 0 < float(half) < 200 * by_group.std() + 2  # of the size that four groups allow
-    assert rows[1][3:] == ["10", "1,234", "2.0", "2.0"]
+    assert rows[1][3:] == ["10", "1,234", "5.0", "2.0", "2.0"]
 
 
 def test_of_each_model_and_kind_of_tasks_the_best_by_validation_contends(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_runs_that_met_several_champions_join_them_in_no_row(tmp_path: Path) -> 
         more = [own[own["role"] == "teacher"].assign(role=role) for role in ("champion", "teacher-minus-champion")]
         pq.write_table(pa.Table.from_pandas(pd.concat([own, *more]), preserve_index=False), path)
         p.result.metrics.update({f"test/5w1s/{role}/accuracy": 0.5 for role in ("champion", "teacher-minus-champion")})
-        p.result.metrics.update({"test/5w1s/champion/tasks": 40.0, "champion/parameters": 9.0})
+        p.result.metrics.update({"test/5w1s/champion/tasks": 40.0, "champion/parameters": 9.0, "champion/flops": 1e6})
         p.result.metrics.update({f"champion/{name}/seconds": 0.001 for name in ("adapt", "predict")})
     assert {"champion", "teacher - champion"} <= {row[0] for row in table(points)[1]}
     points[1] = Point(points[1].overrides, replace(points[1].result, champion_met="the first one"))
@@ -117,6 +117,7 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
         pq.write_table(pa.table(columns), folder / "scores-test.parquet")
         metrics = {f"test/5w1s/{role}/accuracy": float(values.mean()) for role, values in scores.items()}
         metrics |= {f"{role}/{name}": 0.002 for role in own for name in ("parameters", "adapt/seconds", "predict/seconds")}
+        metrics |= {"base/flops": 7e6, "teacher/flops": 2e6 + 1e6 * seed}  # as where fusion keeps other members by another seed
         metrics |= {"test/5w1s/base/tasks": 30.0, "test/5w1s/teacher/tasks": 40.0, "challenge/runs": 20.0}
         ends = ("error", "error_ci95", "error_joint", "error_joint_ci95")
         metrics |= {f"challenge/{role}/{end}": 10.0 + seed for role in ("teacher", "teacher-minus-base") for end in ends}
@@ -127,6 +128,8 @@ def test_where_only_the_seed_differs_every_learner_and_every_difference_has_its_
     gaps = 100 * (own["teacher"] - own["base"])
     assert told["teacher - base (30 tasks)"][0].startswith(f"{gaps.mean():+.2f} ± ")
     assert told["teacher - base (30 tasks)"][0].endswith(f"({gaps.mean(1).min():+.2f} to {gaps.mean(1).max():+.2f})")
+    operations = header.index("MFLOP") - 1
+    assert [told[name][operations] for name in told] == ["7.0", "2.0 to 4.0", ""]
     error = header.index("challenge error (20 runs)") - 1
     assert told["teacher"][error] == "11.00 ± 11.00 (10.00 to 12.00)" and told["teacher - base (30 tasks)"][error] == "+11.00 ± 11.00 (+10.00 to +12.00)"
 
