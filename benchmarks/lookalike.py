@@ -27,8 +27,9 @@ from flows.config import load
 
 def points(path: Path) -> np.ndarray:
     """Return the places [N, 2] of a drawing's dark pixels about their mean."""
-    places: np.ndarray = np.argwhere(np.asarray(Image.open(path).convert("L")) < 128).astype(float)
-    return np.subtract(places, places.mean(0))
+    places = np.argwhere(np.asarray(Image.open(path).convert("L")) < 128)
+    centred: np.ndarray = places - places.mean(0)
+    return centred
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
