@@ -47,6 +47,7 @@ def operations(work: Callable[[], object]) -> float:
 
 
 BINS = 15  # of the reliability diagram
+ANSWERS = "validation.parquet"  # beside a student: what it came to on each validation task
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,19 @@ def together(parts: Sequence[Parts]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def pooled(found: Sequence[Scores], name: str) -> tuple[float, float]:
     """Return the mean over the tasks of several tables and the half-width of its 95 % interval."""
     return interval(*together([(one.scores[name], one.group, one.shares, one.classes) for one in found]))
+
+
+def write_answers(found: Scores, folder: Path) -> None:
+    """Keep scores of validation tasks beside the learner whose they are, so that another's can be paired with them."""
+    lists = {} if found.shares is None else {"share": list(found.shares), "class": list(np.asarray(found.classes))}
+    pq.write_table(pa.table({"group": found.group, **found.scores, **lists}), folder / ANSWERS)
+
+
+def read_answers(folder: str | Path, name: str) -> Scores:
+    """Read what `write_answers` kept of score `name`."""
+    table = pq.read_table(Path(folder) / ANSWERS)
+    lists = [np.array(table[column].to_pylist()) for column in ("share", "class")] if "share" in table.column_names else []
+    return Scores({name: table[name].to_numpy()}, table["group"].to_numpy(), np.zeros((BINS, 3)), *lists)
 
 
 def paired(a: Scores, b: Scores) -> Scores:

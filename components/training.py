@@ -22,6 +22,7 @@ from components import backbones
 from components.batches import Epochs, ItemBatches, LessonBatches, TaskBatches
 from components.domains.pool import open_pool
 from components.draws import seed_of
+from components.evaluation import score, write_answers
 from components.goals import Goal, goal_of, learner_for
 from components.gradients import in_turn
 from components.job import FitJob, Watch
@@ -247,6 +248,8 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
         about: dict[str, Any] = lineage(pool.domain, trained, before) | {"objective": job.objective, "start": began}
         about |= pool.kept | ({"frozen": True} if job.backbone.frozen else {})
         store.save(learner, spec, Path(job.out), about, pool.path)
+        if job.recipe is not None:
+            write_answers(score(learner, validation), Path(job.out))
         (Path(job.out) / "roles.json").write_text(json.dumps(learner.parameter_roles() | {"theta_fixed": learner.theta_fixed}, indent=1) + "\n")
         (Path(job.out) / "history.json").write_text(json.dumps(fit.history, indent=1) + "\n")
         (Path(job.out) / "job.json").write_text(json.dumps(to_plain(job), indent=1) + "\n")

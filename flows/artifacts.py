@@ -5,6 +5,7 @@ from pathlib import Path
 
 from components.contracts import CELLS, StageRef
 from components.plain import to_plain
+from components.scores import OBJECTIVE_SCORES, SCORES
 from flows import terminal, tracking
 from flows.repository import PIN
 from flows.stages import Pipeline
@@ -66,12 +67,17 @@ def recipes(line: Pipeline, tried: list[StageRef], chosen: str) -> None:
     """Keep with the parent run what each competing recipe came to on validation tasks, and which was chosen."""
     if not tried:
         return
+    from components.evaluation import paired, pooled, read_answers
+
     scores = {ref.name.removeprefix("recipe-"): {k: v for k, v in ref.metrics.items() if k.startswith("val/")} for ref in tried}
     tracking.log_metrics(line.run_id, {f"recipes/{name}/{k}": v for name, own in scores.items() for k, v in own.items()})
     tracking.set_tag(line.run_id, "recipe", chosen)
-    columns = sorted({k for own in scores.values() for k in own})
-    head = ["recipe", *columns, "chosen"]
-    body = []
-    for name, own in scores.items():
-        body.append([name, *(f"{own[k]:.4f}" for k in columns), "yes" if name == chosen else ""])
+    score = OBJECTIVE_SCORES[line.config.domain.objective]
+    shown, answers, body = SCORES[score], {ref.name: read_answers(ref.path, score) for ref in tried}, []
+    for ref in tried:
+        mean, half = (shown.factor * value for value in pooled([paired(answers[ref.name], answers[f"recipe-{chosen}"])], score))
+        ahead = "chosen" if ref.name == f"recipe-{chosen}" else f"{mean:+.{shown.digits}f} ± {half:.{shown.digits}f}"
+        value, loss = shown.factor * ref.metrics[f"val/{score}"], ref.metrics["val/loss"]
+        body.append([ref.name.removeprefix("recipe-"), f"{value:.{shown.digits}f}", f"{loss:.4f}", ahead])
+    head = ["recipe", f"validation {score}", "validation loss", f"{score}, against the chosen"]
     tracking.log_text(line.run_id, markdown(head, body), "recipes.md")

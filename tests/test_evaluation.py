@@ -19,7 +19,7 @@ from tasks_for_tests import CONV, predict, spec, tasks
 from components.contracts import RegistrySection
 from components.domains.pool import Pool
 from components.domains.seen import misfit
-from components.evaluation import BINS, Scores, class_ids, evaluate, interval, operations, paired, pooled, score
+from components.evaluation import BINS, Scores, class_ids, evaluate, interval, operations, paired, pooled, read_answers, score, write_answers
 from components.examination import compared, references
 from components.inputs import InputError
 from components.learners import store
@@ -144,6 +144,21 @@ def test_differences_are_paired_task_by_task() -> None:
     b = Scores({"mse": np.array([0.4, 1.0]), "mae": np.array([1.0, 1.0])}, np.array([0, 1]), np.zeros((BINS, 3)))
     gap = paired(a, b)
     assert np.allclose(gap.scores["mse"], [0.1, -0.1]) and np.allclose(gap.scores["mae"], [2, 1]) and gap.group.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_answers_that_were_kept_are_paired_like_those_at_hand(across: bool, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    group, classes = (np.full(8, -1), np.arange(24).reshape(8, 3) % 5) if across else (np.arange(8) % 3, None)
+    found = []
+    for name in ("one", "two"):
+        shares = random.random((8, 3))
+        found.append(Scores({"accuracy": shares.mean(1)}, group, np.zeros((BINS, 3)), *((shares, classes) if across else ())))
+        (tmp_path / name).mkdir()
+        write_answers(found[-1], tmp_path / name)
+    kept = [read_answers(tmp_path / name, "accuracy") for name in ("one", "two")]
+    assert pooled([paired(*kept)], "accuracy") == pooled([paired(*found)], "accuracy")
+    assert paired(*kept).scores["accuracy"] == pytest.approx(found[0].scores["accuracy"] - found[1].scores["accuracy"], abs=0)
 
 
 def test_scores_equal_a_loop_over_raw_tasks(small_pool: Pool, small_tasksets) -> None:

@@ -270,11 +270,11 @@ def test_the_chain_runs_with_a_teacher_that_learns_its_rule(finished: Workspace)
 
 @pytest.mark.slow
 def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(finished: Workspace) -> None:
-    changes = ["student.sweep=[{relation_weight: 1}, {teacher_shots: 2, noise: 0.1}]", "student.sweep_steps=20"]
+    changes = ["student.sweep=[{relation_weight: 1}, {teacher_shots: 2, noise: 0.1}]", "student.sweep_steps=40"]
     more = [
         *changes,
         "student.generations=2",
-        "student.widths=[[1, 1, 1, 1], [6, 8, 12, 12], [8, 6, 10, 16]]",  # the first cannot be the best
+        "student.widths=[[2, 2, 4, 4], [6, 8, 12, 12], [8, 6, 10, 16]]",  # the first cannot be the best
         "student.teacher=teacher+base",
         "fusion.again={steps: 4, epoch_steps: 2}",
         "fusion.members=[students,base]",
@@ -293,6 +293,12 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
     tried = {name.split("/")[1]: value for name, value in parent.data.metrics.items() if name.startswith("recipes/") and name.endswith("val/accuracy")}
     assert set(tried) == {"plain", "relation_weight-1", "teacher_shots-2-noise-0.1"}
     assert tried[parent.data.tags["recipe"]] == max(tried.values()), "validation tasks choose the recipe"
+    table = Path(finished.mlflow().download_artifacts(parent.info.run_id, "recipes.md")).read_text()
+    gaps = dict(re.findall(r"^\| ([\w.-]+) \|.*\| ([+-][\d.]+ ± [\d.]+|chosen) \|$", table, re.M))
+    assert set(gaps) == set(tried) and gaps.pop(parent.data.tags["recipe"]) == "chosen", table
+    for name, told in gaps.items():
+        assert float(told.split()[0]) == pytest.approx(100 * (tried[name] - max(tried.values())), abs=0.006)
+    assert any(float(told.split()[2]) > 0 for told in gaps.values())
     students = [r for r in children if r.data.tags["stage"] == "student"]
     assert all(r.data.tags["recipe"] == parent.data.tags["recipe"] for r in students)
     generations = {r.info.run_name for r in students}
