@@ -16,12 +16,12 @@ from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
+from components.answers import interval
 from components.challenge import write_lookalike
 from components.domains import omniglot
 from components.domains.oneshot import ALPHABET, LABELS, check_runs
 from components.domains.options import OmniglotOptions
 from components.domains.pool import open_pool, write_pool
-from components.evaluation import interval
 from flows.config import load
 
 

@@ -10,11 +10,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from components.answers import interval, score
 from components.contracts import TrainerSection
 from components.domains import sinusoid
 from components.domains.options import OPTIONS
 from components.domains.pool import Pool, open_pool, write_pool
-from components.evaluation import interval, score
 from components.job import FitJob, Watch
 from components.launch import fit
 from components.learners import store

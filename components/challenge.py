@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from components.answers import interval
 from components.domains import images
 from components.domains.oneshot import ALPHABET, LABELS, WAY, check_runs, large_groups, named
 from components.domains.pictures import read_picture
 from components.domains.pool import Pool
 from components.draws import seed_of
-from components.evaluation import interval
 from components.inputs import InputError, require
 from components.learners.learner import Learner
 from components.tasks import Examples

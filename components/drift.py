@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from components.answers import Scores, interval, score, together
 from components.contracts import Within
 from components.domains.pool import open_pool
 from components.domains.seen import view
-from components.evaluation import Scores, class_ids, interval, score, task_classes, together
+from components.evaluation import class_ids, task_classes
 from components.inputs import require, way_shot
 from components.learners import store
 from components.tasksets import TaskSpec, write_tasksets

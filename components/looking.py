@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from components.answers import pooled, score
 from components.domains import images
 from components.domains.pool import Pool
-from components.evaluation import pooled, score
 from components.learners import store
 from components.learners.gradient import Maml
 from components.learners.learner import Learner

@@ -19,10 +19,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from torch import Tensor
 
 from components import backbones
+from components.answers import score, write_answers
 from components.batches import Epochs, ItemBatches, LessonBatches, TaskBatches
 from components.domains.pool import open_pool
 from components.draws import seed_of
-from components.evaluation import score, write_answers
 from components.goals import Goal, goal_of, learner_for
 from components.gradients import in_turn
 from components.job import FitJob, Watch

@@ -67,7 +67,7 @@ def recipes(line: Pipeline, tried: list[StageRef], chosen: str) -> None:
     """Keep with the parent run what each competing recipe came to on validation tasks, and which was chosen."""
     if not tried:
         return
-    from components.evaluation import paired, pooled, read_answers
+    from components.answers import paired, pooled, read_answers
 
     scores = {ref.name.removeprefix("recipe-"): {k: v for k, v in ref.metrics.items() if k.startswith("val/")} for ref in tried}
     tracking.log_metrics(line.run_id, {f"recipes/{name}/{k}": v for name, own in scores.items() for k, v in own.items()})

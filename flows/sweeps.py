@@ -156,7 +156,7 @@ def _scores_of(point: Point, split: str = "test") -> Any:
 def _pooled(row: Row, frames: Sequence[Any], settings: Sequence[str], score: str = "score") -> list[tuple[float, float, list[float]]]:
     """Return for each setting the mean over the tasks of all seeds, its half interval, and each seed's own mean."""
 
-    from components.evaluation import interval, together
+    from components.answers import interval, together
 
     cells, column = [], score if score in frames[0].columns else "score"  # the objective's own has no other name
     for setting in settings:

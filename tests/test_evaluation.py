@@ -16,10 +16,11 @@ from scipy.optimize import minimize_scalar
 from sklearn import metrics
 from tasks_for_tests import CONV, predict, spec, tasks
 
+from components.answers import BINS, Scores, interval, paired, pooled, read_answers, score, write_answers
 from components.contracts import RegistrySection
 from components.domains.pool import Pool
 from components.domains.seen import misfit
-from components.evaluation import BINS, Scores, class_ids, evaluate, interval, operations, paired, pooled, read_answers, score, write_answers
+from components.evaluation import class_ids, evaluate, operations
 from components.examination import compared, references
 from components.inputs import InputError
 from components.learners import store

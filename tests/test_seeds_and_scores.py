@@ -10,12 +10,13 @@ import torch
 from tasks_for_tests import predict, spec
 from test_training import AUGMENT, SECTION, Heard, job
 
+from components.answers import score
 from components.batches import Epochs, ItemBatches, LessonBatches, TaskBatches
 from components.domains import sinusoid
 from components.domains.options import OPTIONS
 from components.domains.pool import Pool, open_pool, write_pool
 from components.draws import seed_of
-from components.evaluation import cost, evaluate, score, task_classes
+from components.evaluation import cost, evaluate, task_classes
 from components.goals import goal_of, learner_for
 from components.job import Watch
 from components.launch import fit
