@@ -19,9 +19,10 @@ from scipy.spatial.distance import cdist
 from components.answers import interval
 from components.challenge import write_lookalike
 from components.domains import omniglot
-from components.domains.oneshot import ALPHABET, LABELS, check_runs
+from components.domains.oneshot import ALPHABET, LABELS, named
 from components.domains.options import OmniglotOptions
 from components.domains.pool import open_pool, write_pool
+from components.inputs import require
 from flows.config import load
 
 
@@ -40,11 +41,9 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def errors(run: Path) -> tuple[float, float]:
     """Return a run's error in percent, each test picture by itself and all together, each class once."""
-    pairs = [line.split() for line in (run / LABELS).read_text().splitlines()]
-    known = sorted({of for _, of in pairs})
-    held = [points(run.parent / of) for of in known]
-    truth = np.array([known.index(of) for _, of in pairs])
-    apart = np.array([[distance(points(run.parent / asked), one) for one in held] for asked, _ in pairs])
+    known, asked, truth = named(run.parent, run)
+    held = [points(path) for path in known]
+    apart = np.array([[distance(points(path), one) for one in held] for path in asked])
     return 100 * float(np.mean(apart.argmin(1) != truth)), 100 * float(np.mean(linear_sum_assignment(apart)[1] != truth))
 
 
@@ -60,8 +59,8 @@ def main(runs: str | None = None, mirror: str | None = None) -> None:
     """Print both errors with their 95 % intervals, over alphabets where the runs tell theirs."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(runs) if runs else make(Path(folder), mirror)
-        check_runs(root)
         found = sorted(labels.parent for labels in root.glob(f"*/{LABELS}"))
+        require(len(found) > 0, f"runs must be a folder of <run>/{LABELS}, got none in {root}. Unpack the runs there.")
         told = np.array([errors(run) for run in found])
         alphabets = [(run / ALPHABET).read_text() if (run / ALPHABET).is_file() else run.name for run in found]
     for name, column in zip(("each by itself", "all together"), told.T, strict=True):

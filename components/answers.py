@@ -15,7 +15,7 @@ from components.tasksets import batch
 from components.validation import Validation, encode_items
 
 BINS = 15  # of the reliability diagram
-ANSWERS = "validation.parquet"  # beside a student: what it came to on each validation task
+ANSWERS = "validation.parquet"  # beside a learner: what it came to on each validation task
 
 
 @dataclass(frozen=True)

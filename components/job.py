@@ -32,6 +32,7 @@ class FitJob:
     tasks_per_step: int = 1
     turns: int = 1  # of the training tasks' pictures
     order_weight: float = 0.0  # of their values' order
+    answers: bool = False  # keep what it comes to on each validation task, for others to be compared with
 
 
 class Watch:

@@ -248,7 +248,7 @@ def run(job: FitJob, watch: Watch, label: str) -> dict[str, float]:
         about: dict[str, Any] = lineage(pool.domain, trained, before) | {"objective": job.objective, "start": began}
         about |= pool.kept | ({"frozen": True} if job.backbone.frozen else {})
         store.save(learner, spec, Path(job.out), about, pool.path)
-        if job.recipe is not None:
+        if job.answers:
             write_answers(score(learner, validation), Path(job.out))
         (Path(job.out) / "roles.json").write_text(json.dumps(learner.parameter_roles() | {"theta_fixed": learner.theta_fixed}, indent=1) + "\n")
         (Path(job.out) / "history.json").write_text(json.dumps(fit.history, indent=1) + "\n")

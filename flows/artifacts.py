@@ -64,7 +64,7 @@ def headline(line: Pipeline, models: dict[str, StageRef], ours: str, evaluation:
 
 
 def recipes(line: Pipeline, tried: list[StageRef], chosen: str) -> None:
-    """Keep with the parent run what each competing recipe came to on validation tasks, and which was chosen."""
+    """Keep with the parent run what each competing recipe came to on validation tasks, what its change of the plain one is worth, and which was chosen."""
     if not tried:
         return
     from components.answers import paired, pooled, read_answers
@@ -74,10 +74,9 @@ def recipes(line: Pipeline, tried: list[StageRef], chosen: str) -> None:
     tracking.set_tag(line.run_id, "recipe", chosen)
     score = OBJECTIVE_SCORES[line.config.domain.objective]
     shown, answers, body = SCORES[score], {ref.name: read_answers(ref.path, score) for ref in tried}, []
-    for ref in tried:
-        mean, half = (shown.factor * value for value in pooled([paired(answers[ref.name], answers[f"recipe-{chosen}"])], score))
-        ahead = "chosen" if ref.name == f"recipe-{chosen}" else f"{mean:+.{shown.digits}f} ± {half:.{shown.digits}f}"
-        value, loss = shown.factor * ref.metrics[f"val/{score}"], ref.metrics["val/loss"]
-        body.append([ref.name.removeprefix("recipe-"), f"{value:.{shown.digits}f}", f"{loss:.4f}", ahead])
-    head = ["recipe", f"validation {score}", "validation loss", f"{score}, against the chosen"]
+    for name, own in scores.items():
+        mean, half = (shown.factor * value for value in pooled([paired(answers[f"recipe-{name}"], answers["recipe-plain"])], score))
+        gap = f"{mean:+.{shown.digits}f} ± {half:.{shown.digits}f}" if name != "plain" else ""
+        body.append([name, f"{shown.factor * own[f'val/{score}']:.{shown.digits}f}", f"{own['val/loss']:.4f}", gap, "yes" if name == chosen else ""])
+    head = ["recipe", f"validation {score}", "validation loss", f"{score}, against plain", "chosen"]
     tracking.log_text(line.run_id, markdown(head, body), "recipes.md")

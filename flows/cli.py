@@ -129,7 +129,7 @@ def guarded(body: Callable[[], Any], stopped: str = "stopped") -> None:
         if cause is not None:
             fail(cause)
         if databases.FULL in str(error):
-            fail(OSError(f"The disk of {paths.runs()} is full. Make room: the same command goes on from the last finished epoch"))
+            fail(OSError(f"The disk of {paths.runs()}, or of MLflow's database, is full. Make room: the same command goes on from the last finished epoch"))
         _trace(error)
         fail(error)
 

@@ -157,6 +157,7 @@ def distill(key: Key, pipeline: Pipeline, pool: Pinned, tasksets: StageRef, teac
             seed=lesson.seed,
             initial_seed=config.seed if section.same_start else lesson.seed,
             tasks_per_step=section.learner.tasks_per_step,
+            answers=key.name.startswith("recipe-"),
         )
         return _fit(job, log, key.name)
 

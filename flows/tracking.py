@@ -76,6 +76,8 @@ def open_store(name: str) -> str:
             own = uri().startswith("sqlite:") or databases.is_server(uri())  # an MLflow server has a place for artifacts of its own
             return str(store().create_experiment(name, artifact_location=(paths.runs() / "artifacts" / name).as_uri() if own else None))
     except (MlflowException, OSError) as error:
+        if databases.FULL in str(error):
+            raise
         raise _away(error) from error
 
 
@@ -210,7 +212,7 @@ def _spool(where: str, runs: Path) -> Spool:
             told = databases.FULL if full else one_line(error)
             if databases.lost(error):
                 raise UnansweredError(told) from error
-            if full:  # ends the work, and nothing is lost: where MLflow has no room, neither has what is kept for it
+            if full:  # neither silence nor a refusal: it ends the work, which goes on where there is room
                 raise OSError(errno.ENOSPC, told) from error
             raise RefusedError(told) from error
         return made if isinstance(made, str) else None

@@ -294,11 +294,12 @@ def test_recipes_compete_generations_follow_and_the_fused_learner_teaches_again(
     assert set(tried) == {"plain", "relation_weight-1", "teacher_shots-2-noise-0.1"}
     assert tried[parent.data.tags["recipe"]] == max(tried.values()), "validation tasks choose the recipe"
     table = Path(finished.mlflow().download_artifacts(parent.info.run_id, "recipes.md")).read_text()
-    gaps = dict(re.findall(r"^\| ([\w.-]+) \|.*\| ([+-][\d.]+ ± [\d.]+|chosen) \|$", table, re.M))
-    assert set(gaps) == set(tried) and gaps.pop(parent.data.tags["recipe"]) == "chosen", table
-    for name, told in gaps.items():
-        assert float(told.split()[0]) == pytest.approx(100 * (tried[name] - max(tried.values())), abs=0.006)
-    assert any(float(told.split()[2]) > 0 for told in gaps.values())
+    gaps = {name: (gap, chosen) for name, gap, chosen in re.findall(r"^\| ([\w.-]+) \| [\d.]+ \| [\d.]+ \| (.*) \| (.*) \|$", table, re.M)}
+    assert set(gaps) == set(tried) and [name for name, (_, chosen) in gaps.items() if chosen == "yes"] == [parent.data.tags["recipe"]], table
+    assert gaps.pop("plain")[0] == ""
+    for name, (gap, _) in gaps.items():
+        assert float(gap.split()[0]) == pytest.approx(100 * (tried[name] - tried["plain"]), abs=0.006)
+    assert any(float(gap.split()[2]) > 0 for gap, _ in gaps.values())
     students = [r for r in children if r.data.tags["stage"] == "student"]
     assert all(r.data.tags["recipe"] == parent.data.tags["recipe"] for r in students)
     generations = {r.info.run_name for r in students}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from workspace import SMOKE, Workspace, free_port, until
 
 from components.contracts import StageRef
@@ -208,6 +209,27 @@ def test_only_mlflows_own_word_says_that_there_is_no_champion(status: int, body:
             assert tracking.alias("glyphs", "champion") is None
         server.shutdown()
     tracking.client.cache_clear()
+
+
+def test_a_database_without_room_ends_the_work_and_nothing_that_waits_is_lost(database: Path) -> None:
+    experiment, away = tracking.open_store("some"), database.with_suffix(".away")
+    engine, many = tracking.store()._tracking_client.store.engine, {f"loss{i}": 1.0 for i in range(3000)}
+
+    def full(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # sqlite takes as many as there are, and no further one
+
+    with tracking.run(experiment, "one", {}) as run_id:
+        database.rename(away)
+        tracking.log_metrics(run_id, many)
+        away.rename(database)
+        event.listen(engine, "connect", full)
+        for told in (lambda: tracking.log_metrics(run_id, {"loss": 1.0}), lambda: tracking.open_store("some"), tracking.settle):
+            with pytest.raises(OSError, match="disk is full"):
+                told()
+        assert waiting(database.parent) == ["metrics"] and not list(database.parent.glob("spool/*/refused.jsonl"))
+        event.remove(engine, "connect", full)
+        tracking.settle()
+    assert waiting(database.parent) == [] and tracking.store().get_run(run_id).data.metrics == many
 
 
 def test_what_is_refused_is_kept_aside_and_holds_nothing_up(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
