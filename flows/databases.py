@@ -1,5 +1,6 @@
 """Stores on a database server: asked once before any work begins, and shown without their password."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,11 @@ def absent(error: Exception) -> bool:
     return isinstance(error, MlflowException) and error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
+def full(error: Exception) -> bool:
+    """Tell whether there was no room; of a database SQLAlchemy may say so in a later line than the first."""
+    return FULL in str(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+
+
 def lost(error: Exception) -> bool:
     """Tell whether a write to MLflow failed because it, or its database, did not answer; not because it was refused."""
     import requests
@@ -52,7 +58,7 @@ def lost(error: Exception) -> bool:
 
     if isinstance(error, MlflowException):
         if isinstance(error.__cause__, SQLAlchemyError):
-            return not isinstance(error.__cause__, IntegrityError) and FULL not in str(error)
+            return not isinstance(error.__cause__, IntegrityError) and not full(error)
         own = isinstance(error, RestException) or str(error).startswith("API request")  # a server's word, or that there was none
         return error.error_code in AWAY or (own and error.error_code == "INTERNAL_ERROR")
     if isinstance(error, requests.RequestException):  # of artifacts

@@ -76,7 +76,7 @@ def open_store(name: str) -> str:
             own = uri().startswith("sqlite:") or databases.is_server(uri())  # an MLflow server has a place for artifacts of its own
             return str(store().create_experiment(name, artifact_location=(paths.runs() / "artifacts" / name).as_uri() if own else None))
     except (MlflowException, OSError) as error:
-        if databases.FULL in str(error):
+        if databases.full(error):
             raise
         raise _away(error) from error
 
@@ -208,7 +208,7 @@ def _spool(where: str, runs: Path) -> Spool:
         try:
             made = getattr(writes, name)(client(where), **values)
         except (MlflowException, FileNotFoundError, requests.RequestException, InputError) as error:
-            full = databases.FULL in str(error)  # which SQLAlchemy may tell in a later line than the first
+            full = databases.full(error)
             told = databases.FULL if full else one_line(error)
             if databases.lost(error):
                 raise UnansweredError(told) from error
