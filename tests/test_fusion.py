@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import eigh
-from scipy.optimize import minimize
 from tasks_for_tests import predict, spec, tasks
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
@@ -25,7 +24,7 @@ from components.learners.learner import Learner, learner_size
 from components.learners.metric import ProtoNet
 from components.learners.views import once
 from components.learning import FusionSection
-from components.mixing import greedy_weights, least_squares_weights, mixture_weights, soup
+from components.mixing import soup
 from components.networks import BatchNorm
 from components.objectives import OBJECTIVES
 from components.tasks import Examples
@@ -63,35 +62,6 @@ def test_a_mixture_is_the_weighted_mean_of_distributions() -> None:
     members = [softmax(predict(store.build(spec(n), s).eval(), batch), -1) for s, n in enumerate(names)]
     wanted = sum(w * p for w, p in zip(weights, members, strict=True))
     assert torch.allclose(softmax(predict(fused(names, "mixture", weights), batch), -1), wanted, atol=1e-5)
-
-
-def test_mixture_weights_are_those_of_a_general_optimiser() -> None:
-    random = np.random.default_rng(0)
-    likelihood = random.beta(2, 1, (3, 400)) * np.array([[0.9], [1.0], [0.8]])
-    found = mixture_weights(torch.tensor(likelihood).log()).numpy()
-    assert found.sum() == pytest.approx(1, abs=1e-6) and (found >= 0).all()
-    loss = lambda w: -np.log(w @ likelihood).mean()  # noqa: E731
-    best = minimize(loss, np.full(3, 1 / 3), bounds=[(0, 1)] * 3, constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, method="SLSQP")
-    assert loss(found) == pytest.approx(best.fun, abs=1e-5)
-    assert np.allclose(found, best.x, atol=0.02)
-
-
-def test_least_squares_weights_are_those_of_a_general_optimiser() -> None:
-    """Of values; one member's errors point the way of another's, so that it gets no weight."""
-    random = np.random.default_rng(0)
-    truth = random.normal(size=300)
-    first, second = random.normal(size=(2, 300))
-    values = np.stack([truth + first, truth + 0.8 * second, truth + 1.5 * first + 0.5])
-    found = least_squares_weights(torch.tensor(values), torch.tensor(truth)).numpy()
-    loss = lambda w: np.square(w @ values - truth).mean()  # noqa: E731
-    best = minimize(loss, np.full(3, 1 / 3), bounds=[(0, 1)] * 3, constraints={"type": "eq", "fun": lambda w: w.sum() - 1}, method="SLSQP", tol=1e-12)
-    assert found.sum() == pytest.approx(1, abs=1e-6) and (found >= 0).all() and found[2] == 0
-    assert np.allclose(found, best.x, atol=1e-3)
-
-
-def test_a_member_that_is_always_better_gets_all_the_weight() -> None:
-    worse = torch.full((1, 200), 0.3).log()
-    assert mixture_weights(torch.cat([worse, worse + 0.5]))[1] > 0.999
 
 
 def test_what_cannot_be_fused_is_refused_with_the_reason() -> None:
@@ -194,18 +164,6 @@ def test_the_plainest_that_is_not_worse_by_a_standard_error_is_chosen() -> None:
     assert [*MODES][:3] == ["soup", "average", "taught"], "what nothing fits to validation tasks comes before what is fitted to them"
 
 
-def test_greedy_selection_prefers_who_is_right_where_others_are_wrong() -> None:
-    strong = torch.tensor([0.9] * 80 + [0.05] * 20)
-    twin = strong * 0.999
-    other = torch.tensor([0.45] * 80 + [0.9] * 20)  # worse alone, right where the strong one fails
-    found = greedy_weights(torch.stack([strong, twin, other]).log(), None, rounds=40)
-    assert found[2] > 0.3 and found[1] == 0
-    best = mixture_weights(torch.stack([strong, other]).log())
-    assert abs(found[2] - best[1]) < 0.05  # on this convex problem greedy comes near the optimum
-    values, targets = torch.tensor([[1.0, 0.0, 1.0], [3.0, 2.0, 3.0]]), torch.tensor([2.0, 1.0, 2.0])
-    assert greedy_weights(values, targets).tolist() == pytest.approx([0.5, 0.5])
-
-
 def test_joint_members_are_those_that_were_trained_further_weighed_by_what_they_say_now(small_pool: Pool, small_tasksets: Path, tmp_path: Path) -> None:
     before, after = ([store.build(spec("protonet", norm="running"), seed).eval() for seed in seeds] for seeds in ((0, 1), (2, 3)))
     batch, weights = tasks(), [0.2, 0.8]
@@ -236,19 +194,6 @@ def test_the_sharpness_of_conditioned_weights_is_the_one_of_least_validation_los
         losses[sharpness] = by_task(learner, validation)["loss"].mean().item()
     assert len({round(loss, 5) for loss in losses.values()}) == len(losses)
     assert mixing.sharpen(learner, validation) == min(losses, key=lambda one: losses[one]) == learner.sharpness.item()
-
-
-def test_over_the_weights_alone_the_joint_objective_collapses_to_the_best_member() -> None:
-    # sum_i w_i L_i is linear in w: its minimum over the simplex is a corner, however much a mixture would gain. That is why `joint` trains
-    # parameters, and takes its weights from the mixture's own loss.
-    random = np.random.default_rng(1)
-    likelihood = random.beta(2, 1, (3, 400))
-    losses = -np.log(likelihood).mean(1)
-    bounds, total = [(0, 1)] * 3, {"type": "eq", "fun": lambda w: w.sum() - 1}
-    corner = minimize(lambda w: w @ losses, np.full(3, 1 / 3), bounds=bounds, constraints=total, method="SLSQP").x
-    assert corner[losses.argmin()] == pytest.approx(1, abs=1e-6)
-    mixed = mixture_weights(torch.tensor(likelihood).log()).numpy()
-    assert -np.log(mixed @ likelihood).mean() < losses.min() - 0.03 and mixed.max() < 0.9
 
 
 def test_evidence_is_each_members_likelihood_of_every_example_left_out() -> None:
